@@ -1,0 +1,64 @@
+"""What an attack is: it plays against a target and leaves raw outcomes; its scores are pure functions of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from memdefense.plugin import Plugin
+
+if TYPE_CHECKING:
+    from memdefense.corpus import Corpus
+    from memdefense.lab import AttackLab
+    from memdefense.score import Scores
+
+Access = Literal["text", "logprobs", "weights"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What happened to one unit.
+
+    Attributes:
+        unit: the id of a secret, document, author or canary; never a value.
+        group: the person or author it belongs to; the cluster of every interval.
+        member: whether it was in the original training text.
+        values: the raw measurements by name.
+        stratum: what must be alike for members and non-members to be compared, such as ``email/guessable/2-4``.
+    """
+
+    unit: str
+    group: str
+    member: bool
+    values: Mapping[str, float]
+    stratum: str = ""
+
+
+class Measure(Plugin, ABC):
+    """Plays against a target and scores what came of it: the shape that attacks and utilities share."""
+
+    access: Access = "text"
+
+    @abstractmethod
+    def run(self, target: Any, corpus: Corpus, lab: AttackLab) -> Iterable[Outcome]:
+        """Plays; ``target`` has the methods that the declared ``access`` allows, and no more."""
+
+    @abstractmethod
+    def score(self, outcomes: Sequence[Outcome]) -> Scores:
+        """Scores any subset of outcomes, with no model and no corpus."""
+
+
+class Attack(Measure):
+    """An attack; its headline score is ``leakage``, at most 1, with 0 = chance (below 0 by noise alone)."""
+
+    family: ClassVar[Literal["extraction", "membership", "audit"]]
+
+
+class Utility(Measure):
+    """A use the model must still be good for, and what its loss costs in percent."""
+
+    @abstractmethod
+    def cost(self, value: float, reference: float) -> float:
+        """Percent of the reference that was lost; below 0 where the model got better."""
