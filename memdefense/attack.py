@@ -36,6 +36,21 @@ class Outcome:
     stratum: str = ""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Term:
+    """What one unit adds to a leakage that is a mean over units.
+
+    Attributes:
+        unit: its id.
+        person: whom it belongs to.
+        value: its term, signed.
+    """
+
+    unit: str
+    person: str
+    value: float
+
+
 class Measure(Plugin, ABC):
     """Plays against a target and scores what came of it: the shape that attacks and utilities share."""
 
@@ -54,6 +69,21 @@ class Attack(Measure):
     """An attack; its headline score is ``leakage``, at most 1, with 0 = chance (below 0 by noise alone)."""
 
     family: ClassVar[Literal["extraction", "membership", "audit"]]
+
+    def terms(self, outcomes: Sequence[Outcome]) -> Sequence[Term]:
+        """What each unit adds to the leakage: their mean is the headline.
+
+        With one seed, MaxTER chooses a point on some persons and reads it on others. The default derives the terms
+        from `score` alone, leaving out one person at a time (Tukey's pseudo-values, exact for means over persons of
+        one size); an attack that knows its own terms gives them at once.
+        """
+        groups = sorted({outcome.group for outcome in outcomes})
+        whole = self.score(outcomes).headline.value
+        found = []
+        for group in groups:
+            rest = self.score([outcome for outcome in outcomes if outcome.group != group]).headline.value
+            found.append(Term(group, group, len(groups) * whole - (len(groups) - 1) * rest))
+        return found
 
 
 class Utility(Measure):

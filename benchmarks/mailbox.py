@@ -1,0 +1,63 @@
+"""`mailbox`: synthetic business mail with a complete answer key."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from memdefense import Benchmark, Corpus, DataError
+
+from .mail_corpus import Shares, generate
+
+
+@dataclasses.dataclass(frozen=True)
+class Mailbox(Benchmark):
+    """Synthetic business mail: headers, signatures, quoted replies, forwards, newsletters and a few exact duplicates.
+
+    Every person has an e-mail address, a phone number and an account number. Persons are dealt at random into
+    ``public``, ``train`` and ``held_out``; splits share firms and templates, never a person or a value. Every value has
+    a twin that a fair coin left out. A value is shown in 1 to 80 mails, by a heavy tail, and in some of them twice.
+
+    Attributes:
+        documents: texts in ``train`` before canaries, and in ``public``; ``held_out`` has a third of it, ``general`` a
+            fifth.
+        seed: of the corpus; the run's seed changes the training and not the data.
+        canaries: planted codes with 1 to 64 copies, half of them put in on average.
+        hard: percent of the mentions in forms the detector misses: broken over a line, "at/dot", split digits.
+        newsletters: percent of a split that are copies of a few newsletter issues.
+        duplicates: percent of a split that are exact copies of a mail.
+        repeats: percent of the mentions that stand a second time in the same mail.
+
+    Raises:
+        DataError: a field is out of its range.
+    """
+
+    name: ClassVar[str] = "mailbox"
+    summary: ClassVar[str] = "Synthetic business mail with twins, hard forms and canaries; embedded, no download."
+    version: ClassVar[str] = "1"
+
+    documents: int = 1000
+    seed: int = 0
+    canaries: int = 28
+    hard: int = 20
+    newsletters: int = 10
+    duplicates: int = 3
+    repeats: int = 34
+
+    def __post_init__(self) -> None:
+        ranges = {
+            "documents": (30, 500_000),
+            "canaries": (0, 1000),
+            "hard": (0, 100),
+            "newsletters": (0, 50),
+            "duplicates": (0, 20),
+            "repeats": (0, 100),
+        }
+        for field, (low, high) in ranges.items():
+            value = getattr(self, field)
+            if not low <= value <= high:
+                raise DataError(f"mailbox:{field}={value} is out of range; give {low} to {high}")
+
+    def corpus(self) -> Corpus:
+        shares = Shares(self.hard, self.newsletters, self.duplicates, self.repeats)
+        return generate(documents=self.documents, seed=self.seed, canaries=self.canaries, shares=shares)

@@ -1,0 +1,301 @@
+"""What the runner lends a plugin: training, the detector, random streams, a cache; and what it may not see it lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import jsonlines
+import numpy as np
+import torch
+
+from memdefense import pii
+from memdefense.corpus import Document, Documents, Redrawn, digest_documents
+from memdefense.defense import Point
+from memdefense.errors import PluginError
+from memdefense.fit import FitTrainer, fit, load_checkpoint
+from memdefense.lm import LM
+from memdefense.recipe import code_of, digest, versions
+from memdefense.store import Artifact, Store
+from memdefense.target import LocalTarget
+from memdefense.train import Loss, TrainConfig, next_token_loss
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from memdefense.lm import Target
+
+Made = TypeVar("Made")
+Progress = Callable[[str, int, int], None]
+"""``progress(what, done, total)``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredPoint:
+    """An operating point in the store: known by its digest, loaded only where it is used."""
+
+    label: str
+    at: float
+    digest: str
+    artifact: Artifact
+    folder: str
+
+    def load(self, device: str) -> LM:
+        """The model, its files checked."""
+        return LM.load(self.artifact.file(self.folder), device=device)
+
+
+@dataclasses.dataclass
+class Bench:
+    """What all labs of a run share. Results do not depend on ``batch_size``, ``micro_batch`` and ``progress``."""
+
+    store: Store
+    device: str = "cpu"
+    batch_size: int = 0
+    micro_batch: int = 0
+    detector_recall: float = 1.0
+    progress: Progress | None = None
+    found: dict[str, list[pii.Pii]] = dataclasses.field(default_factory=dict)
+
+    def surroundings(self) -> dict[str, object]:
+        """What numbers depend on beside recipe and inputs."""
+        kind = torch.cuda.get_device_name() if self.device.startswith("cuda") else self.device
+        return {"versions": versions(), "device": kind}
+
+
+class Lab:
+    """What a defense's hook works with.
+
+    Attributes:
+        originals: the private documents before any curation.
+        public: documents anyone may use.
+        config: how the undefended model is trained.
+        device: ``cpu`` or ``cuda``.
+        seed: of the run.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        *,
+        who: str,
+        seed: int,
+        originals: Documents,
+        public: Documents,
+        config: TrainConfig,
+        base: LM | None,
+    ) -> None:
+        self.originals, self.public, self.config, self.seed = originals, public, config, seed
+        self.device = bench.device
+        self.notes: dict[str, float] = {}
+        self.cost: dict[str, float] = {"train_seconds": 0.0, "tokens": 0.0}
+        self.fit_wall = 0.0  # seconds really spent in `fit`, replays aside
+        self._bench, self._who, self._base = bench, who, base
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the model that is defended."""
+        return self.fresh().tokenizer
+
+    def fit(
+        self,
+        model: LM,
+        documents: Documents,
+        *,
+        loss: Loss | None = None,
+        trainer: type[FitTrainer] | None = None,
+        config: TrainConfig | None = None,
+    ) -> Iterable[Point]:
+        """Trains a copy of ``model`` and yields its checkpoints; the store makes a second call free.
+
+        Args:
+            model: where training starts; never changed in place.
+            documents: what it is trained on.
+            loss: what is minimised; the mean next-token loss by default. Its fields and code are part of the key.
+            trainer: a subclass of FitTrainer, for what a loss cannot say.
+            config: another than the lab's own.
+        """
+        for point in self.fit_stored(model, documents, loss=loss, trainer=trainer, config=config):
+            yield Point(point.label, point.at, point.load(self.device))
+
+    def fit_stored(
+        self,
+        model: LM,
+        documents: Documents,
+        *,
+        loss: Loss | None = None,
+        trainer: type[FitTrainer] | None = None,
+        config: TrainConfig | None = None,
+    ) -> list[StoredPoint]:
+        """As `fit`, but the checkpoints stay in the store."""
+        config = config or self.config
+        epochs = range(int(-(-config.epochs // 1)) if not config.steps else 1) if isinstance(documents, Redrawn) else (0,)
+        parts = {
+            "code": code_of("memdefense.fit"),
+            "model": model.digest(),
+            "documents": [digest_documents(documents.epoch(e) if isinstance(documents, Redrawn) else documents) for e in epochs],
+            "config": dataclasses.asdict(config),
+            "seed": self.seed,
+            "loss": _custom(loss),
+            "trainer": code_of(trainer) if trainer else "",
+            **self._bench.surroundings(),
+        }
+
+        def maker(folder: Path) -> Mapping[str, object]:
+            kept, cost = fit(
+                model,
+                documents,
+                folder / "training",
+                config=config,
+                seed=self.seed,
+                device=self.device,
+                loss=loss or next_token_loss,
+                trainer=trainer or FitTrainer,
+                micro_batch=self._bench.micro_batch,
+                progress=(lambda done, total: self.progress("training", done, total)),
+            )
+            points = []
+            for place, checkpoint in enumerate(kept):
+                trained = load_checkpoint(checkpoint, model, self.device)
+                points.append(save_point(folder, place, Point(checkpoint.label, checkpoint.at, trained)))
+            shutil.rmtree(folder / "training", ignore_errors=True)
+            return {"points": points, "cost": cost}
+
+        started = time.monotonic()
+        artifact = self._bench.store.make("fit", parts, maker)
+        self.fit_wall += time.monotonic() - started
+        for name, value in artifact.facts["cost"].items():  # type: ignore[attr-defined]
+            self.cost[name] = self.cost.get(name, 0.0) + value
+        return stored_points(artifact)
+
+    def fresh(self) -> LM:
+        """The model before the private text."""
+        if self._base is None:
+            raise PluginError("a benchmark's base() has no model to start from: that is what it makes")
+        return self._base
+
+    def serve(self, model: LM) -> Target:
+        """A model ready to answer prompts, unguarded."""
+        return LocalTarget(model, self._bench.batch_size)
+
+    def find(self, text: str) -> list[pii.Pii]:
+        """The defender's detector: `memdefense.pii.find`, less the values that its recall makes it miss."""
+        known = self._bench.found.get(text)
+        if known is None:
+            known = self._bench.found[text] = pii.find(text)
+        recall = self._bench.detector_recall
+        if recall >= 1:
+            return list(known)
+        return [hit for hit in known if _fraction(f"{self.seed}/{hit.kind}/{hit.canonical}") < recall]
+
+    def cached(self, purpose: str, make: Callable[[], Made], *inputs: object) -> Made:
+        """The result of ``make``, kept in the store under its code and inputs.
+
+        Args:
+            purpose: what it is, for `memdefense cache explain`.
+            make: returns tensors, numbers and strings in lists and dicts; nothing else survives.
+            inputs: all it depends on: models, documents, JSON values.
+        """
+        parts = {"purpose": purpose, "code": code_of(make), "inputs": [_content(item) for item in inputs]}
+
+        def maker(folder: Path) -> Mapping[str, object]:
+            torch.save(make(), folder / "value.pt")
+            return {}
+
+        artifact = self._bench.store.make("cached", {**parts, **self._bench.surroundings()}, maker)
+        made: Made = torch.load(artifact.file("value.pt"), weights_only=True)
+        return made
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """The random stream of this run, plugin and purpose, from its start."""
+        seed = hashlib.sha256(f"{self.seed}/{self._who}/{purpose}".encode()).digest()
+        return np.random.default_rng(np.frombuffer(seed, dtype=np.uint32))
+
+    def note(self, **values: float) -> None:
+        """Numbers that belong beside the result: epsilon spent, documents dropped, edits made."""
+        self.notes.update({name: float(value) for name, value in values.items()})
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Tells whoever watches how far a long step is."""
+        if self._bench.progress:
+            self._bench.progress(f"{self._who}, seed {self.seed}: {what}", done, total)
+
+
+class AttackLab(Lab):
+    """What an attack works with, beside its target and the corpus.
+
+    Attributes:
+        base: the model before the private text, which an attacker may own too.
+        curated: the documents the target was really trained on, to label what was kept.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        *,
+        who: str,
+        seed: int,
+        originals: Documents,
+        public: Documents,
+        config: TrainConfig,
+        base: LM,
+        curated: Documents,
+        defended: Callable[[Sequence[Document], int], Target],
+    ) -> None:
+        super().__init__(bench, who=who, seed=seed, originals=originals, public=public, config=config, base=base)
+        self.base, self.curated = base, curated
+        self.samples: list[Mapping[str, str]] = []
+        self._defended = defended
+
+    def defend(self, documents: Documents, seed: int) -> Target:
+        """The whole defended pipeline again, on other documents: a shadow model."""
+        return self._defended(documents, seed)
+
+    def keep(self, sample: Mapping[str, str]) -> None:
+        """A raw prompt or generation, for the store's private folder alone."""
+        self.samples.append(sample)
+
+
+def save_point(folder: Path, place: int, point: Point) -> dict[str, object]:
+    """Writes one point into an artifact and returns what its manifest says of it."""
+    point.model.save(folder / f"point-{place}")
+    return {"label": point.label, "at": point.at, "digest": point.model.digest(), "folder": f"point-{place}"}
+
+
+def stored_points(artifact: Artifact) -> list[StoredPoint]:
+    """The points of an artifact, in order."""
+    listed: list[dict[str, object]] = artifact.facts["points"]  # type: ignore[assignment]
+    return [
+        StoredPoint(str(p["label"]), float(str(p["at"])), str(p["digest"]), artifact, str(p["folder"])) for p in listed
+    ]
+
+
+def read_samples(artifact: Artifact) -> Iterator[Mapping[str, str]]:
+    """The raw samples an attack kept."""
+    with jsonlines.open(artifact.file("samples.jsonl")) as lines:
+        yield from lines
+
+
+def _custom(loss: Loss | None) -> object:
+    if loss is None:
+        return ""
+    fields = {f.name: str(getattr(loss, f.name)) for f in dataclasses.fields(loss)} if dataclasses.is_dataclass(loss) else {}
+    content = getattr(loss, "digest", None)  # a loss that holds a model says which
+    return [code_of(loss), fields, content() if callable(content) else ""]
+
+
+def _content(item: object) -> object:
+    if isinstance(item, LM):
+        return item.digest()
+    if isinstance(item, Sequence) and item and isinstance(item[0], Document):
+        return digest_documents(item)
+    return digest(item)
+
+
+def _fraction(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") / 2**64

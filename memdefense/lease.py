@@ -1,0 +1,129 @@
+"""One maker per artifact: a lease with a heartbeat, taken over when its holder is dead."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+
+from memdefense.errors import StoreError
+
+logger = logging.getLogger(__name__)
+
+_BEAT = 5.0  # seconds between heartbeats
+_EXPIRES = 60.0  # a holder silent for this long is dead: a machine lost, a process stopped
+_POLL = 0.2
+
+
+class Lease:
+    """A file that says who is at work. Entering waits for the holder, or takes over from a dead one.
+
+    On the same host a dead holder is known by its process; elsewhere by its silence.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._token = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Lease:
+        told = False
+        while not self._take():
+            holder = self._read()
+            if holder is not None and self._dead(holder):
+                logger.warning("taking over the work of process %s, which is gone", holder.get("pid"))
+                self._clear(str(holder.get("token")))
+                continue
+            if holder is not None and not told:
+                logger.warning("waiting for process %s on %s, which makes the same", holder["pid"], holder["host"])
+                told = True
+            time.sleep(_POLL)
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread:
+            self._thread.join()
+        self._clear(self._token)
+
+    def check(self) -> None:
+        """Raises StoreError where the lease went to another run meanwhile."""
+        holder = self._read()
+        if holder is None or holder.get("token") != self._token:
+            raise StoreError(
+                "another run took over this work, since this one stood still for too long; run again to reuse what it made"
+            )
+
+    def _take(self) -> bool:
+        # Written aside and linked into place, so that nobody ever reads half a lease.
+        mine = self._path.with_suffix(f".{self._token}")
+        mine.write_text(
+            json.dumps(
+                {"pid": os.getpid(), "born": _born(os.getpid()), "host": socket.gethostname(), "token": self._token}
+            )
+        )
+        try:
+            os.link(mine, self._path)
+        except FileExistsError:
+            return False
+        finally:
+            mine.unlink()
+        return True
+
+    def _read(self) -> dict[str, object] | None:
+        try:
+            holder: dict[str, object] = json.loads(self._path.read_text())
+            holder["silent"] = time.time() - self._path.stat().st_mtime
+            return holder
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _dead(self, holder: dict[str, object]) -> bool:
+        pid = holder.get("pid")
+        if holder.get("host") == socket.gethostname() and isinstance(pid, int):
+            return _born(pid) != holder.get("born")
+        silent = holder["silent"]
+        return isinstance(silent, float) and silent > _EXPIRES
+
+    def _clear(self, token: str) -> None:
+        """Removes the lease if it is still the one with this token."""
+        aside = self._path.with_suffix(f".{uuid.uuid4().hex}")
+        with contextlib.suppress(FileNotFoundError):
+            self._path.rename(aside)
+            if json.loads(aside.read_text()).get("token") != token:
+                # Someone else took it between our look and our rename: theirs goes back.
+                with contextlib.suppress(FileExistsError):
+                    os.link(aside, self._path)
+            aside.unlink()
+
+    def _beat(self) -> None:
+        while not self._stop.wait(_BEAT):
+            with contextlib.suppress(OSError):
+                os.utime(self._path)
+
+
+def _born(pid: int) -> str:
+    """When a process started, as the system writes it: a number reused by another process does not match. "" = gone."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else fields[18]
+    except (OSError, IndexError):
+        pass
+    if Path("/proc/self").exists():
+        return ""
+    try:  # systems without /proc
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return ""
+    except PermissionError:
+        return "alive"
+    return "alive"

@@ -1,0 +1,164 @@
+"""Rows with provenance, in a folder fit to be published: no value of a secret is ever in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from memdefense.errors import DataError, MemdefenseError
+from memdefense.score import Score, Scores
+
+SCHEMA = 1
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What a run found.
+
+    Attributes:
+        points: one row per operating point, attack and seed.
+        entries: one row per defense and attack.
+        folder: where they were written, if anywhere.
+    """
+
+    points: Sequence[Row]
+    entries: Sequence[Row]
+    folder: Path | None = None
+
+    @property
+    def failed(self) -> list[Row]:
+        """The rows of pairs that failed."""
+        return [row for row in self.points if row["status"] == "error"]
+
+
+class Writer:
+    """An append-only ``results.jsonl``; a row whose key is there already is not written again.
+
+    Args:
+        folder: made if missing; the last line of an interrupted run, if it is cut off, is removed.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path = folder / "results.jsonl"
+        try:
+            (folder / "outcomes").mkdir(parents=True, exist_ok=True)
+            if self._path.exists():
+                whole = self._path.read_bytes()
+                if whole and not whole.endswith(b"\n"):
+                    self._path.write_bytes(whole[: whole.rfind(b"\n") + 1])
+            self._path.touch()
+        except OSError as error:
+            raise DataError(f"cannot write results to {folder}: {error.strerror}; choose another -o/--output") from error
+        self._seen = {row.get("key") for row in read_rows(folder)}
+
+    def row(self, row: Row) -> None:
+        """Appends one row, whole or not at all."""
+        if row["key"] in self._seen:
+            return
+        self._seen.add(row["key"])
+        line = (json.dumps(plain(row)) + "\n").encode()
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+    def text(self, name: str, content: str) -> None:
+        """Writes a file beside the rows, by one rename."""
+        aside = self.folder / f"{name}.{os.getpid()}"
+        aside.write_text(content)
+        aside.replace(self.folder / name)
+
+
+def read_rows(folder: Path) -> Iterator[Row]:
+    """The rows of a results folder or of one ``.jsonl`` file.
+
+    Raises:
+        DataError: there are none, or a line is broken.
+    """
+    path = folder / "results.jsonl" if folder.is_dir() else folder
+    if not path.is_file():
+        raise DataError(f"no results at {folder}: give a folder that memdefense run wrote, or a .jsonl file")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{path}, line {number}, is not JSON: {error}") from error
+            if not isinstance(row, dict) or "row" not in row:
+                raise DataError(f"{path}, line {number}, is no result row")
+            yield row
+
+
+def score_rows(scores: Scores, headline: str) -> dict[str, dict[str, object]]:
+    """Scores as a row writes them, the headline under its own name."""
+    named: dict[str, Score] = {headline: scores.headline, **scores.beside}
+    return {
+        name: {
+            "value": score.value,
+            "low": score.low,
+            "high": score.high,
+            "n": score.n,
+            "events": score.events,
+            "higher_is_better": score.higher_is_better,
+        }
+        for name, score in named.items()
+    }
+
+
+def plain(value: object) -> object:
+    """JSON values only: a number that is not finite becomes null, a tuple a list."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return [plain(item) for item in value]
+    return value
+
+
+def provenance(device: str, threads: int, dtype: str, model: str) -> dict[str, object]:
+    """Where and with what a number was made; none of it identifies the number."""
+    packages = ("memdefense", "torch", "transformers", "datasets", "peft", "accelerate", "tokenizers", "numpy", "scipy")
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "commit": _commit(),
+        "device": device,
+        "threads": threads,
+        "dtype": dtype,
+        "model": model,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str:
+    """The commit of the checkout this package runs from; "" for an installed one."""
+    home = Path(__file__).resolve().parent.parent
+    if not (home / ".git").exists():
+        return ""
+    try:
+        done = subprocess.run(["git", "-C", str(home), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def say(error: BaseException) -> str:
+    """An error as a row and the terminal show it."""
+    return str(error) if isinstance(error, MemdefenseError) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,249 @@
+"""Fine-tuning: how documents become batches, what is minimised, and the Trainer that does it.
+
+Order in epoch e is a hash of (seed, e, document id), so two arms of a comparison see the documents they share in the
+same order, whatever a defense did to the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from memdefense.corpus import Document, Documents, Redrawn
+from memdefense.errors import DataError, SpecError
+
+if TYPE_CHECKING:
+    from memdefense.lm import LM
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LoRA:
+    """Low-rank adapters (Hu et al. 2022) instead of all weights; merged into the weights at every checkpoint.
+
+    Attributes:
+        rank: of the update.
+        alpha: its scale is alpha / rank.
+        targets: module names; empty is every linear layer but the output embedding.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """How a model is trained; every field is part of a result's recipe.
+
+    Attributes:
+        epochs: passes over the documents, fractions allowed.
+        steps: optimizer steps; 0 follows from the epochs.
+        learning_rate: of AdamW, at its peak.
+        warmup_steps: linear from 0.
+        schedule: what follows the warm-up.
+        batch_size: rows per optimizer step, over all devices.
+        block_size: tokens per row.
+        pack: ``tokens`` fills rows with documents end to end; ``document`` and ``author`` keep one unit per row.
+        dtype: of the matrix products; weights and optimizer stay in float32. ``auto``: bfloat16 where the hardware
+            has it.
+        checkpoints: operating points kept, evenly spaced, the last at the end.
+        lora: adapters instead of all weights.
+    """
+
+    epochs: float = 3.0
+    steps: int = 0
+    learning_rate: float = 2e-5
+    warmup_steps: int = 0
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: float = 0.01
+    batch_size: int = 8
+    block_size: int = 128
+    pack: Literal["tokens", "document", "author"] = "tokens"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpoints: int = 5
+    max_grad_norm: float = 1.0
+    lora: LoRA | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "block_size", "checkpoints"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.steps < 0 or self.epochs < 0 or self.learning_rate <= 0 or not math.isfinite(self.learning_rate):
+            raise SpecError(
+                f"epochs {self.epochs}, steps {self.steps}, learning rate {self.learning_rate}: epochs and steps "
+                "cannot be negative, and the learning rate must be above 0"
+            )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro-batch: all tensors are (B, T) int64 on the model's device.
+
+    Attributes:
+        ids: token ids.
+        labels: the same, -100 where nothing is to be predicted. Unshifted: position t is predicted from t - 1.
+        document: which document a token is of, as an index into the documents given to `fit`; -1 is padding.
+        offset: the token's place in that document.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    document: Tensor
+    offset: Tensor
+
+
+class Loss(Protocol):
+    """``loss(model, batch) -> (sum, count)``: divided once per optimizer step, over all of its micro-batches."""
+
+    def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]: ...
+
+
+def next_token_loss(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The sum of -log p(token | tokens before it) in nats, and how many tokens it is over."""
+    logits = model(input_ids=batch.ids, use_cache=False).logits[:, :-1]
+    labels = batch.labels[:, 1:]
+    total = torch.nn.functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), reduction="sum", ignore_index=-100
+    )
+    return total, (labels != -100).sum()
+
+
+Column = npt.NDArray[np.int32]
+
+
+class Rows:
+    """All rows of a training run, in the order they are trained on: a map-style data set of four int32 columns."""
+
+    def __init__(self, ids: Column, labels: Column, document: Column, offset: Column) -> None:
+        self.columns = {"ids": ids, "labels": labels, "document": document, "offset": offset}
+
+    def __len__(self) -> int:
+        return len(self.columns["ids"])
+
+    def __getitems__(self, places: list[int]) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(column[places].astype(np.int64)) for name, column in self.columns.items()}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens trained on, padding left out."""
+        return int((self.columns["document"] >= 0).sum())
+
+
+def ordered(documents: Documents, seed: int, epoch: int) -> list[Document]:
+    """The documents in the order of one epoch: sorted by a hash of (seed, epoch, id)."""
+
+    def place(document: Document) -> bytes:
+        return hashlib.blake2b(f"{seed}/{epoch}/{document.id}".encode(), digest_size=16).digest()
+
+    return sorted(documents, key=place)
+
+
+def rows(config: TrainConfig, documents: Documents, lm: LM, *, seed: int) -> Rows:
+    """Every row of a run: documents of each epoch in its order, tokenized, packed and cut to ``block_size``.
+
+    Raises:
+        DataError: no document holds a token.
+    """
+    block = config.block_size
+    wanted = config.steps * config.batch_size if config.steps else 0
+    tokenized = _Tokenized(lm)
+    made: list[tuple[Column, Column, Column]] = []
+    left: list[list[int]] = [[], [], []]
+    for epoch in range(math.ceil(config.epochs) if not wanted else wanted * block + 1):
+        chosen = ordered(documents.epoch(epoch) if isinstance(documents, Redrawn) else documents, seed, epoch)
+        if not wanted:
+            chosen = chosen[: math.ceil(len(chosen) * min(1.0, config.epochs - epoch))]
+        before = len(made)
+        made.extend(_packed(config, tokenized, chosen, left))
+        if wanted and len(made) >= wanted:
+            break
+        if len(made) == before and not left[0]:
+            raise DataError("no document holds a single token; there is nothing to train on")
+    if left[0] and not wanted:
+        made.append(_padded(left, block))
+    made = made[:wanted] if wanted else made
+    ids, document, offset = (np.stack([row[column] for row in made]) for column in range(3))
+    return Rows(ids, np.where(document >= 0, ids, -100).astype(np.int32), document, offset)
+
+
+def count_steps(config: TrainConfig, documents: Documents, lm: LM) -> int:
+    """How many optimizer steps a run takes."""
+    if config.steps:
+        return config.steps
+    return math.ceil(len(rows(config, documents, lm, seed=0)) / config.batch_size) if config.epochs else 0
+
+
+class _Tokenized:
+    """Token ids by text, each text tokenized once however many epochs it is seen in."""
+
+    def __init__(self, lm: LM) -> None:
+        self._lm = lm
+        self._ids: dict[str, list[int]] = {}
+        self._index: dict[str, int] = {}
+        self._end = lm.separator()
+
+    def __call__(self, documents: Sequence[Document]) -> Iterator[tuple[int, list[int]]]:
+        fresh = list({document.text for document in documents} - self._ids.keys())
+        for start in range(0, len(fresh), 1000):
+            texts = sorted(fresh[start : start + 1000])
+            for text in texts:
+                self._ids[text] = self._lm.encode(text) + self._end
+        for document in documents:
+            yield self._index.setdefault(document.id, len(self._index)), self._ids[document.text]
+
+
+def _packed(
+    config: TrainConfig, tokenized: _Tokenized, documents: Sequence[Document], left: list[list[int]]
+) -> Iterator[tuple[Column, Column, Column]]:
+    block = config.block_size
+    if config.pack != "tokens":
+        units: dict[str, list[list[int]]] = {}
+        for document, (index, ids) in zip(documents, tokenized(documents), strict=True):
+            unit = document.id if config.pack == "document" else document.author or document.id
+            row = units.setdefault(unit, [[], [], []])
+            _extend(row, index, ids)
+        for row in units.values():
+            yield _padded([column[:block] for column in row], block)
+        return
+    for index, ids in tokenized(documents):
+        _extend(left, index, ids)
+        while len(left[0]) >= block:
+            yield _padded([column[:block] for column in left], block)
+            for column in left:
+                del column[:block]
+
+
+def _extend(row: list[list[int]], index: int, ids: list[int]) -> None:
+    row[0].extend(ids)
+    row[1].extend([index] * len(ids))
+    row[2].extend(range(len(ids)))
+
+
+def _padded(row: list[list[int]], block: int) -> tuple[Column, Column, Column]:
+    short = block - len(row[0])
+    fill = (0, -1, 0)
+    ids, document, offset = (
+        np.asarray(column + [filler] * short, dtype=np.int32) for column, filler in zip(row, fill, strict=True)
+    )
+    return ids, document, offset
+
+
+def precision(dtype: str, device: str) -> Literal["float32", "bfloat16"]:
+    """What ``auto`` means on this machine: bfloat16 where it is the hardware's own, float32 elsewhere."""
+    if dtype == "bfloat16":
+        return "bfloat16"
+    if dtype == "auto":
+        if device.startswith("cuda"):
+            return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
+            return "bfloat16"
+    return "float32"
