@@ -15,7 +15,7 @@ from memdefense.attack import Access, Term
 from memdefense.roc import auc, auc_interval, placements, tpr_at_fpr
 from memdefense.score import wilson
 
-from .model_free import model_free
+from .model_free import circles, model_free
 
 if TYPE_CHECKING:
     from memdefense import AttackLab, LogprobTarget
@@ -69,7 +69,7 @@ class MIA(Attack):
         lower = target.signals([text.lower() for text in texts])
         base = lab.serve(lab.base).signals(texts)
         labels = [True] * len(inside) + [False] * (len(documents) - len(inside))
-        blind = model_free(texts, labels, [_author(document) for document in documents])
+        blind = model_free(texts, labels, circles(documents, corpus.secrets))
         for row, document in enumerate(documents):
             if not len(own[row].logprob):
                 continue  # a text of one token has nothing that was predicted

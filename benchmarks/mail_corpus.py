@@ -48,7 +48,7 @@ def generate(*, documents: int, seed: int, canaries: int, shares: Shares) -> Cor
     texts: dict[str, list[Text]] = {}
     for split, size in sizes.items():
         stream = Draws("mailbox/1", seed, split)
-        texts[split], deck = _split(split, size, deck[: crowds[split]], firms, shares, stream), deck[1:]
+        texts[split], deck = _split(split, size, deck[: crowds[split]], firms, shares, stream), deck[crowds[split] :]
     documents_of = {split: _numbered(split, written) for split, written in texts.items()}
     secrets = [
         *_secrets(texts["train"], documents_of["train"], member=True, first=0),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from memdefense import Benchmark, Corpus, DataError
 
 from .mail_corpus import Shares, generate
+
+if TYPE_CHECKING:
+    from memdefense import LM, Lab, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +20,9 @@ class Mailbox(Benchmark):
     Every person has an e-mail address, a phone number and an account number. Persons are dealt at random into
     ``public``, ``train`` and ``held_out``; splits share firms and templates, never a person or a value. Every value has
     a twin that a fair coin left out. A value is shown in 1 to 80 mails, by a heavy tail, and in some of them twice.
+
+    People write to two others of their split and to nobody else. A name thus tells the split of every mail of its
+    circle: whatever learns from labelled documents must keep documents that share an author or a value in one fold.
 
     Attributes:
         documents: texts in ``train`` before canaries, and in ``public``; ``held_out`` has a third of it, ``general`` a
@@ -61,3 +67,37 @@ class Mailbox(Benchmark):
     def corpus(self) -> Corpus:
         shares = Shares(self.hard, self.newsletters, self.duplicates, self.repeats)
         return generate(documents=self.documents, seed=self.seed, canaries=self.canaries, shares=shares)
+
+    @property
+    def config(self) -> TrainConfig:
+        from memdefense import TrainConfig
+
+        return TrainConfig(
+            epochs=5.0,
+            learning_rate=1e-3,
+            warmup_steps=20,
+            schedule="linear",
+            weight_decay=0.01,
+            batch_size=16,
+            block_size=256,
+        )
+
+    def base(self, lab: Lab) -> LM:
+        """A GPT-2 of 2.3 million weights, pretrained on ``public`` alone."""
+        from memdefense import TrainConfig
+
+        from .small_model import untrained
+
+        fresh = untrained(lab.public, vocabulary=2048, layers=4, width=192, heads=3, context=256, seed=0)
+        pretraining = TrainConfig(
+            epochs=8.0,
+            learning_rate=2e-3,
+            warmup_steps=50,
+            schedule="linear",
+            weight_decay=0.01,
+            batch_size=16,
+            block_size=256,
+            checkpoints=1,
+        )
+        *_, last = lab.fit(fresh, lab.public, config=pretraining)
+        return last.model

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.pytorch_utils import Conv1D
+from transformers.trainer_callback import PrinterCallback
 
 from memdefense.corpus import Documents
 from memdefense.errors import ModelError
@@ -183,6 +184,7 @@ def fit(
                 callbacks=[_Keep(kept, total, mark["seconds"], progress)],
             )
             running.loss, running.micro_batch = loss, micro_batch
+            running.remove_callback(PrinterCallback)
             running.train(resume_from_checkpoint=str(last) if last else None)
     found = [Checkpoint(str(round(step / total, 3)), step / total, folder / f"checkpoint-{step}") for step in kept]
     seconds = json.loads((found[-1].folder / _DONE).read_text())["seconds"]

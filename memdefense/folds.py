@@ -9,19 +9,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from memdefense.crossfit import (
-    NOTHING,
-    UNKNOWN,
-    CrossEstimate,
-    Limits,
-    Steps,
-    Table,
-    as_percent,
-    budget_steps,
-    cross_estimate,
-    cross_read,
-    reduction,
-)
 from memdefense.errors import DataError
 from memdefense.interval import (
     Draws,
@@ -36,6 +23,19 @@ from memdefense.interval import (
     wilson,
 )
 from memdefense.score import Score
+from memdefense.selection import (
+    NOTHING,
+    UNKNOWN,
+    CrossEstimate,
+    Limits,
+    Steps,
+    Table,
+    as_percent,
+    budget_steps,
+    cross_estimate,
+    cross_read,
+    reduction,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -81,7 +81,9 @@ def folded_maxter(
 
     The limits are the wider of two: a percentile bootstrap of persons within the fixed folds, which repeats the choice
     (a resample whose undefended leakage is not above 0 counts as minus infinity); and MOVER's, of the read over the
-    undefended leakage, which has width where nothing leaked.
+    undefended leakage, which has width where nothing leaked. Simulated with 4 equal points and base rates of 2, 10 and
+    60 %, MOVER alone covers 86 to 92 % of a nominal 95, since it does not know of the choice; the two together 99 % or
+    more, so they err on the wide side.
 
     Args:
         run: the arm.

@@ -12,15 +12,13 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-
-# Works with and without scipy's stub package.
 from scipy.special import ndtri, stdtrit  # type: ignore[import-untyped, unused-ignore]
 
 from memdefense.errors import DataError
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Values = Sequence[float] | npt.NDArray[np.floating]
+Values = Sequence[float] | npt.NDArray[np.floating | np.integer | np.bool_]
 
 
 class Estimate(Protocol):

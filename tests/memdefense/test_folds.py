@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
+from memdefense.crossfit import Reading, SeedCurve, cross_seed_aurc, cross_seed_maxter
 from memdefense.errors import DataError
 from memdefense.folds import RunTerms, folded_aurc, folded_gain, folded_maxter, person_folds
 from memdefense.maxter import OperatingPoint, maxter
-from memdefense.seeds import Reading, SeedCurve, cross_seed_aurc, cross_seed_maxter
 
 
 def random_run(

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 
 from memdefense.errors import DataError
 from memdefense.interval import (

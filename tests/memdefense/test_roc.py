@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_auc_score, roc_curve  # type: ignore[import-untyped, unused-ignore]
 
 from memdefense.errors import DataError
 from memdefense.roc import auc, auc_interval, placements, tpr_at_fpr

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
-from scipy import stats
+from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 
 from memdefense import score
 from memdefense.errors import DataError
