@@ -90,15 +90,25 @@ class MIA(Attack):
             found = tpr_at_fpr(column, labels, fpr)
             low, high = wilson(found.tpr * found.members, found.members)
             value = found.tpr if found.resolvable else float("nan")
-            beside[f"tpr_at_{name}_fpr"] = Score(value, low, high, found.members, False, round(found.tpr * found.members))
-            beside[f"realised_fpr_at_{name}"] = Score(found.fpr, *wilson(found.false_positives, found.non_members), found.non_members, None, found.false_positives)
+            beside[f"tpr_at_{name}_fpr"] = Score(
+                value, low, high, found.members, False, round(found.tpr * found.members)
+            )
+            beside[f"realised_fpr_at_{name}"] = Score(
+                found.fpr,
+                *wilson(found.false_positives, found.non_members),
+                found.non_members,
+                None,
+                found.false_positives,
+            )
         return Scores(leakage, beside)
 
     def terms(self, outcomes: Sequence[Outcome]) -> list[Term]:
         labels = [outcome.member for outcome in outcomes]
         placed = placements([outcome.values[self.headline] for outcome in outcomes], labels)
         members = [outcome for outcome in outcomes if outcome.member]
-        return [Term(o.unit, o.group, 2 * float(place) - 1) for o, place in zip(members, placed, strict=len(placed) > 0)]
+        return [
+            Term(o.unit, o.group, 2 * float(place) - 1) for o, place in zip(members, placed, strict=len(placed) > 0)
+        ]
 
 
 def scores_of(text: str, own: Signals, lower: Signals, base: Signals, k: float) -> dict[str, float]:

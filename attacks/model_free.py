@@ -26,7 +26,10 @@ def model_free(texts: Sequence[str], members: Sequence[bool], groups: Sequence[s
     labels = np.asarray(members, dtype=bool)
     fold = np.array([hashlib.sha256(group.encode()).digest()[0] % _FOLDS for group in groups])
     odds = np.zeros(len(texts))
-    whole = {label: _counts([row for row, is_in in zip(rows, labels, strict=True) if is_in == label]) for label in (True, False)}
+    whole = {
+        label: _counts([row for row, is_in in zip(rows, labels, strict=True) if is_in == label])
+        for label in (True, False)
+    }
     for number in range(_FOLDS):
         inside = np.flatnonzero(fold == number)
         logs = {}

@@ -76,9 +76,13 @@ class Prefix(Attack):
                 written = texts[place.document][place.start : place.end]
                 kept = secret.member and written in curated.get(place.document, "")
                 prompts.append(_Prompt(secret, self._cut(text, lab), kept))
-        longest = self.new_tokens or max(
-            (len(lab.tokenizer(s.value, add_special_tokens=False)["input_ids"]) for s in corpus.secrets), default=1
-        ) + 8
+        longest = (
+            self.new_tokens
+            or max(
+                (len(lab.tokenizer(s.value, add_special_tokens=False)["input_ids"]) for s in corpus.secrets), default=1
+            )
+            + 8
+        )
         said = target.generate([prompt.text for prompt in prompts], max_new_tokens=longest)
         for prompt, text in zip(prompts, said, strict=True):
             lab.keep({"unit": prompt.secret.id, "prompt": prompt.text, "continuation": text})
@@ -86,13 +90,17 @@ class Prefix(Attack):
 
     def _chosen(self, secret: Secret) -> list[Occurrence]:
         places = secret.occurrences
-        inner = sorted(places[1:-1], key=lambda o: hashlib.sha256(f"{secret.id}/{o.document}/{o.start}".encode()).digest())
+        inner = sorted(
+            places[1:-1], key=lambda o: hashlib.sha256(f"{secret.id}/{o.document}/{o.start}".encode()).digest()
+        )
         return list(dict.fromkeys([places[0], places[-1], *inner[: self.random]])) if places else []
 
     def _cut(self, text: str, lab: AttackLab) -> str:
         if not self.context or not text:
             return text
-        offsets = lab.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)["offset_mapping"]
+        offsets = lab.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)[
+            "offset_mapping"
+        ]
         return text[offsets[-self.context][0] :] if len(offsets) > self.context else text
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
@@ -111,7 +119,9 @@ class Prefix(Attack):
             "chance": chance,
             "held_out_rate": _rate(others, "hit"),
             "ter": _rate(asked, "generated"),
-            "precision": dataclasses.replace(_of(generated, [float(o.member) for o in generated]), higher_is_better=None),
+            "precision": dataclasses.replace(
+                _of(generated, [float(o.member) for o in generated]), higher_is_better=None
+            ),
             "first_of_kind": _rate(members, "first"),
         }
         for name in ("1", "2-4", "5-16", ">16"):
@@ -137,7 +147,10 @@ class Prefix(Attack):
         if members and all("twin" in o.values for o in members):
             return dataclasses.replace(_rate(members, "twin"), higher_is_better=None)
         return standardised_chance(
-            [o.stratum for o in members], _values(others, "hit"), [o.stratum for o in others], groups=[o.group for o in others]
+            [o.stratum for o in members],
+            _values(others, "hit"),
+            [o.stratum for o in others],
+            groups=[o.group for o in others],
         )
 
 

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 _END = "<|endoftext|>"
 
 
-def untrained(documents: Documents, *, vocabulary: int, layers: int, width: int, heads: int, context: int, seed: int) -> LM:
+def untrained(
+    documents: Documents, *, vocabulary: int, layers: int, width: int, heads: int, context: int, seed: int
+) -> LM:
     """A GPT-2 (Radford et al. 2019) with fresh weights, and a tokenizer trained on ``documents``.
 
     No dropout, so that two arms of a comparison differ by their data alone; embeddings tied; weights in float32.
@@ -32,7 +34,11 @@ def untrained(documents: Documents, *, vocabulary: int, layers: int, width: int,
     )
     bpe.train_from_iterator((document.text for document in documents), trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, eos_token=_END, pad_token=_END, model_max_length=context, clean_up_tokenization_spaces=False
+        tokenizer_object=bpe,
+        eos_token=_END,
+        pad_token=_END,
+        model_max_length=context,
+        clean_up_tokenization_spaces=False,
     )
     config = GPT2Config(
         vocab_size=len(tokenizer),

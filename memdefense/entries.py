@@ -17,7 +17,16 @@ from memdefense.crossfit import (
 )
 from memdefense.errors import DataError
 from memdefense.folds import RunTerms, folded_aurc, folded_gain, folded_maxter
-from memdefense.maxter import Checkpoint, OperatingPoint, aurc_paper, maxter, maxter_paper, pareto_front, resolvable, ter_mean
+from memdefense.maxter import (
+    Checkpoint,
+    OperatingPoint,
+    aurc_paper,
+    maxter,
+    maxter_paper,
+    pareto_front,
+    resolvable,
+    ter_mean,
+)
 from memdefense.score import Score, Scores
 
 TAUS = (1.0, 5.0, 20.0)

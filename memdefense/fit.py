@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from memdefense.corpus import Documents
 from memdefense.errors import ModelError
 from memdefense.lm import LM, _quiet
-from memdefense.train import Batch, LoRA, Loss, Rows, TrainConfig, next_token_loss, precision, rows
+from memdefense.train import Batch, LoRA, Loss, TrainConfig, next_token_loss, precision, rows
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]

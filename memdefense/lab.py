@@ -134,11 +134,15 @@ class Lab:
     ) -> list[StoredPoint]:
         """As `fit`, but the checkpoints stay in the store."""
         config = config or self.config
-        epochs = range(int(-(-config.epochs // 1)) if not config.steps else 1) if isinstance(documents, Redrawn) else (0,)
+        epochs = (
+            range(int(-(-config.epochs // 1)) if not config.steps else 1) if isinstance(documents, Redrawn) else (0,)
+        )
         parts = {
             "code": code_of("memdefense.fit"),
             "model": model.digest(),
-            "documents": [digest_documents(documents.epoch(e) if isinstance(documents, Redrawn) else documents) for e in epochs],
+            "documents": [
+                digest_documents(documents.epoch(e) if isinstance(documents, Redrawn) else documents) for e in epochs
+            ],
             "config": dataclasses.asdict(config),
             "seed": self.seed,
             "loss": _custom(loss),
@@ -284,7 +288,9 @@ def read_samples(artifact: Artifact) -> Iterator[Mapping[str, str]]:
 def _custom(loss: Loss | None) -> object:
     if loss is None:
         return ""
-    fields = {f.name: str(getattr(loss, f.name)) for f in dataclasses.fields(loss)} if dataclasses.is_dataclass(loss) else {}
+    fields = (
+        {f.name: str(getattr(loss, f.name)) for f in dataclasses.fields(loss)} if dataclasses.is_dataclass(loss) else {}
+    )
     content = getattr(loss, "digest", None)  # a loss that holds a model says which
     return [code_of(loss), fields, content() if callable(content) else ""]
 

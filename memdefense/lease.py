@@ -63,6 +63,11 @@ class Lease:
                 "another run took over this work, since this one stood still for too long; run again to reuse what it made"
             )
 
+    def held(self) -> bool:
+        """Whether a living process holds it."""
+        holder = self._read()
+        return holder is not None and not self._dead(holder)
+
     def _take(self) -> bool:
         # Written aside and linked into place, so that nobody ever reads half a lease.
         mine = self._path.with_suffix(f".{self._token}")

@@ -32,4 +32,3 @@ def begins(text: str, kind: str, value: str) -> bool:
         joined = _QUOTE.sub("", head.lower())
         return any(form.startswith(value) for form in (head.lower(), joined, _DOT.sub(".", _AT.sub("@", joined))))
     return head.lower().startswith(value.lower())
-

@@ -19,7 +19,16 @@ import jsonlines
 import torch
 
 from memdefense.attack import Measure, Outcome
-from memdefense.corpus import Benchmark, Corpus, Document, Documents, Redrawn, digest_documents, read_documents, write_documents
+from memdefense.corpus import (
+    Benchmark,
+    Corpus,
+    Document,
+    Documents,
+    Redrawn,
+    digest_documents,
+    read_documents,
+    write_documents,
+)
 from memdefense.defense import Defense, Point, overrides
 from memdefense.errors import MemdefenseError, PluginError
 from memdefense.lab import AttackLab, Bench, Lab, StoredPoint, save_point, stored_points
@@ -128,7 +137,9 @@ def defend(work: Work, defense: Defense, seed: int, documents: Documents | None 
     return Defended(work, defense, seed, config, originals, curated, points, {**notes, **lab.notes}, cost | edit_cost)
 
 
-def measure(defended: Defended, point: StoredPoint, plugin: Measure, model: Callable[[], LM]) -> tuple[list[Outcome], Artifact]:
+def measure(
+    defended: Defended, point: StoredPoint, plugin: Measure, model: Callable[[], LM]
+) -> tuple[list[Outcome], Artifact]:
     """The outcomes of an attack or utility on one point.
 
     Args:

@@ -62,7 +62,9 @@ class Writer:
                     self._path.write_bytes(whole[: whole.rfind(b"\n") + 1])
             self._path.touch()
         except OSError as error:
-            raise DataError(f"cannot write results to {folder}: {error.strerror}; choose another -o/--output") from error
+            raise DataError(
+                f"cannot write results to {folder}: {error.strerror}; choose another -o/--output"
+            ) from error
         self._seen = {row.get("key") for row in read_rows(folder)}
 
     def row(self, row: Row) -> None:

@@ -17,11 +17,10 @@ import torch
 from memdefense import registry
 from memdefense.attack import Attack, Measure, Outcome, Utility
 from memdefense.corpus import Benchmark, Corpus, digest_documents
-from memdefense.defense import Defense, overrides
+from memdefense.defense import Defense, Point, overrides
 from memdefense.entries import Arm, Measured, entry_of, reduction
 from memdefense.errors import DataError, MemdefenseError, NotApplicable, SpecError, StoreError, hint
-from memdefense.lab import Bench, Lab, Progress, StoredPoint, read_samples, stored_points, save_point
-from memdefense.defense import Point
+from memdefense.lab import Bench, Lab, Progress, StoredPoint, read_samples, save_point, stored_points
 from memdefense.limits import limited_corpus, with_general_text
 from memdefense.lm import LM, best_device
 from memdefense.pipeline import Defended, Work, defend, measure, retried, write_outcomes
@@ -144,10 +143,21 @@ class Sheet:
     """Collects rows: one unit is (defense, seed), measured at each of its points by every utility and attack."""
 
     def __init__(
-        self, work: Work, settings: Settings, utilities: Sequence[Utility], attacks: Sequence[Attack], writer: Writer | None
+        self,
+        work: Work,
+        settings: Settings,
+        utilities: Sequence[Utility],
+        attacks: Sequence[Attack],
+        writer: Writer | None,
     ) -> None:
         self.rows: list[Row] = []
-        self._work, self._settings, self._utilities, self._attacks, self._writer = work, settings, utilities, attacks, writer
+        self._work, self._settings, self._utilities, self._attacks, self._writer = (
+            work,
+            settings,
+            utilities,
+            attacks,
+            writer,
+        )
         self._measured: dict[tuple[str, str], list[Measured]] = {}
         self._references: dict[int, _Reference] = {}
         self._recall = _detector_recall(work)
@@ -177,7 +187,9 @@ class Sheet:
         found = []
         for label, specs in arms.items():
             for attack in self._attacks:
-                arm = Arm(self._measured.get((label, attack.spec), []), self._measured.get((UNDEFENDED.spec, attack.spec), []))
+                arm = Arm(
+                    self._measured.get((label, attack.spec), []), self._measured.get((UNDEFENDED.spec, attack.spec), [])
+                )
                 rows = [r for r in self.rows if r["defense_label"] == label and r["attack_spec"] == attack.spec]
                 statuses: dict[str, int] = {}
                 for row in rows:
@@ -238,15 +250,15 @@ class Sheet:
             return
         utility = {u.name: u.score(outcomes) for u, outcomes in zip(self._utilities, found, strict=True)}
         reference = self._references[seed]
-        costs = {
-            u.name: u.cost(utility[u.name].headline.value, reference.utility[u.name]) for u in self._utilities
-        }
+        costs = {u.name: u.cost(utility[u.name].headline.value, reference.utility[u.name]) for u in self._utilities}
         known = [cost for cost in costs.values() if math.isfinite(cost)]
         delta = max(known) if known else math.nan
         status = self._status(defended, point, found, utility, reference)
         for number, attack in enumerate(self._attacks):
             if work.bench.progress:
-                work.bench.progress(f"{defense.spec}, seed {seed}: point {point.label}, {attack.spec}", number, len(self._attacks))
+                work.bench.progress(
+                    f"{defense.spec}, seed {seed}: point {point.label}, {attack.spec}", number, len(self._attacks)
+                )
             try:
                 outcomes, artifact = measure(defended, point, attack, model)
                 scores = attack.score(outcomes)
@@ -256,7 +268,9 @@ class Sheet:
             except MemdefenseError as error:
                 self._failed(label, defense, attack, seed, point.label, error)
                 continue
-            name = point.label if len(defended.points) == 1 or label == defense.spec else f"{defense.spec}@{point.label}"
+            name = (
+                point.label if len(defended.points) == 1 or label == defense.spec else f"{defense.spec}@{point.label}"
+            )
             self._measured.setdefault((label, attack.spec), []).append(
                 Measured(seed, name, delta, scores, terms, utility[Perplexity.name].headline.value, status)
             )
@@ -300,11 +314,18 @@ class Sheet:
             return "collapsed"
         return "ok"
 
-    def _failed(self, label: str, defense: Defense, attack: Attack, seed: int, point: str, error: MemdefenseError) -> None:
+    def _failed(
+        self, label: str, defense: Defense, attack: Attack, seed: int, point: str, error: MemdefenseError
+    ) -> None:
         status = "n/a" if isinstance(error, NotApplicable) else "error"
         if status == "error":
             logger.warning("%s under %s, seed %d: %s", defense.spec, attack.spec, seed, error)
-        row = {**self._head(label, defense, attack, seed, point), "status": status, "error": say(error), "leakage": None}
+        row = {
+            **self._head(label, defense, attack, seed, point),
+            "status": status,
+            "error": say(error),
+            "leakage": None,
+        }
         self._add(row, None, [])
 
     def _add(self, row: Row, artifact: Artifact | None, outcomes: Sequence[Outcome]) -> None:
@@ -404,9 +425,7 @@ def _arms(defenses: object, baselines: str) -> dict[str, list[Defense]]:
 def _base(bench: Bench, benchmark: Benchmark, corpus: Corpus, settings: Settings) -> LM:
     if settings.model:
         return LM.load(settings.model, revision=settings.revision or None, device=bench.device)
-    lab = Lab(
-        bench, who=benchmark.name, seed=0, originals=(), public=corpus.public, config=benchmark.config, base=None
-    )
+    lab = Lab(bench, who=benchmark.name, seed=0, originals=(), public=corpus.public, config=benchmark.config, base=None)
     parts = {
         "benchmark": benchmark.spec,
         "version": benchmark.version,
@@ -466,11 +485,17 @@ def _close(ours: Iterable[Outcome], theirs: Iterable[Outcome]) -> bool:
 
 def _cost_of(rows: Iterable[Row], name: str) -> list[float]:
     """A cost once per (defense spec, seed): every point of a run carries the whole of it."""
-    return list({(row["defense_spec"], row["seed"]): row["cost"].get(name, 0.0) for row in rows if "cost" in row}.values())
+    return list(
+        {(row["defense_spec"], row["seed"]): row["cost"].get(name, 0.0) for row in rows if "cost" in row}.values()
+    )
 
 
 def _described(
-    benchmark: Benchmark, arms: Mapping[str, Sequence[Defense]], attacks: Sequence[Measure], settings: Settings, work: Work
+    benchmark: Benchmark,
+    arms: Mapping[str, Sequence[Defense]],
+    attacks: Sequence[Measure],
+    settings: Settings,
+    work: Work,
 ) -> dict[str, object]:
     corpus = work.corpus
     return {

@@ -145,6 +145,16 @@ class Store:
                 size = sum(file.stat().st_size for file in path.parent.rglob("*") if file.is_file())
                 yield {**json.loads(path.read_text()), "bytes": size, "folder": str(path.parent)}
 
+    def clear_work(self) -> int:
+        """Removes work that no living run holds a lease on; returns the bytes freed."""
+        freed = 0
+        for work in (self.folder / "work").iterdir():
+            lease = Lease(self.folder / "leases" / f"{work.name}.json")
+            if not lease.held():
+                freed += sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
+                shutil.rmtree(work, ignore_errors=True)
+        return freed
+
     def _home(self, kind: str, key: str) -> Path:
         return self.folder / "artifacts" / kind / key[:2] / key
 

@@ -125,13 +125,19 @@ class Copy(Utility):
                 if place.document not in texts or place.form != "plain":
                     continue
                 written = texts[place.document][place.start : place.end]
-                if first.setdefault(place.document, written) == written and written in texts[place.document][: place.start]:
-                    repeats.append((f"{secret.id}@{place.start}", secret.group, texts[place.document][: place.start], written))
+                if (
+                    first.setdefault(place.document, written) == written
+                    and written in texts[place.document][: place.start]
+                ):
+                    repeats.append(
+                        (f"{secret.id}@{place.start}", secret.group, texts[place.document][: place.start], written)
+                    )
         repeats.sort(key=lambda repeat: hashlib.sha256(repeat[0].encode()).digest())
         repeats = repeats[: self.places]
-        copied = target.continues([prompt.rstrip(" ") for _, _, prompt, _ in repeats], [
-            (" " if prompt.endswith(" ") else "") + written for _, _, prompt, written in repeats
-        ])
+        copied = target.continues(
+            [prompt.rstrip(" ") for _, _, prompt, _ in repeats],
+            [(" " if prompt.endswith(" ") else "") + written for _, _, prompt, written in repeats],
+        )
         for (unit, group, _, _), right in zip(repeats, copied, strict=True):
             yield Outcome(unit, group, False, {"copied": float(right)})
 
@@ -186,7 +192,11 @@ def _clustered(residuals: np.ndarray[tuple[int], np.dtype[np.float64]], groups: 
     return float(np.sqrt(sum(value**2 for value in sums.values()) * count / max(count - 1, 1)))
 
 
-def _perplexity(nll: np.ndarray[tuple[int], np.dtype[np.float64]], tokens: np.ndarray[tuple[int], np.dtype[np.float64]], groups: Sequence[str]) -> Score:
+def _perplexity(
+    nll: np.ndarray[tuple[int], np.dtype[np.float64]],
+    tokens: np.ndarray[tuple[int], np.dtype[np.float64]],
+    groups: Sequence[str],
+) -> Score:
     total = float(tokens.sum())
     if total == 0:
         return Score(float("nan"), float("nan"), float("nan"), 0, False)

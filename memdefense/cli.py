@@ -1,0 +1,314 @@
+"""The command line: parse, call, print. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import click
+
+from memdefense import __version__
+from memdefense.errors import MemdefenseError
+
+
+class Commands(click.Group):
+    """Our commands, and those that plugins bring through ``memdefense.commands``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *(entry.name for entry in _brought())})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        for entry in _brought():
+            if entry.name == cmd_name:
+                command: click.Command = entry.load()
+                return command
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from memdefense.errors import hint
+
+            raise click.UsageError(
+                f"{error.message.rstrip('.')}{hint(args[0], self.list_commands(ctx))}", ctx
+            ) from error
+
+
+def _brought() -> Any:
+    return entry_points(group="memdefense.commands")
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="memdefense")
+@click.option("-v", "--verbose", is_flag=True, help="Say what is done, and why.")
+def cli(verbose: bool) -> None:
+    """Which defense keeps a fine-tuned language model from handing out its private text, and at what cost."""
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    if not verbose:
+        for noisy in ("transformers", "accelerate", "datasets", "peft", "filelock"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _config(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Reads a TOML or JSON file of option names; what stands on the command line wins."""
+    if not value:
+        return value
+    import json
+    import tomllib
+
+    path = Path(value)
+    try:
+        text = path.read_text(encoding="utf-8")
+        given = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"cannot read --config {path}: {error}") from error
+    from memdefense.errors import hint
+
+    known = {option.name: option for option in ctx.command.params if option.name}
+    for name, content in given.items():
+        option = known.get(name.replace("-", "_"))
+        if option is None or option.name == "config":
+            raise click.UsageError(
+                f"{path} has an unknown key '{name}'{hint(name, [k.replace('_', '-') for k in known])}"
+            )
+        many = isinstance(content, list)
+        text = ",".join(str(item) for item in content) if many and not getattr(option, "multiple", False) else content
+        ctx.default_map = {
+            **(ctx.default_map or {}),
+            str(option.name): [text] if getattr(option, "multiple", False) and not many else text,
+        }
+    return value
+
+
+def _many(*names: str, default: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(*names, multiple=True, default=(default,), show_default=True, help=help)
+
+
+@cli.command()
+@click.option("--config", callback=_config, is_eager=True, help="TOML or JSON file of these options; flags win.")
+@_many("-d", "--defense", "--defenses", "defenses", default="rmft", help="Comma list or repeated; 'all' is every one.")
+@_many("-a", "--attack", "--attacks", "attacks", default="prefix", help="Comma list or repeated.")
+@click.option(
+    "-b", "--benchmark", default="", help="A benchmark spec, such as mailbox or enron:data=PATH. [default: mailbox]"
+)
+@click.option("--data", default="", help="Your own text: JSONL, CSV, Parquet, text file or folder.")
+@click.option("--text-field", default="text", show_default=True, help="The text's field in --data.")
+@click.option("--author-field", default="", help="The author's field in --data.")
+@click.option("-m", "--model", default="", help="Hub id or folder of a causal LM. [default: the benchmark's own]")
+@click.option("--revision", default="", help="Branch, tag or commit of a hub model.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="So many runs, seeds 0, 1, ...")
+@click.option("--seed", "seed", type=int, multiple=True, help="Exactly this seed; may be repeated.")
+@click.option("--epochs", type=click.FloatRange(0), help="Passes over the private text.")
+@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
+@click.option("--block-size", type=click.IntRange(8), help="Tokens per training row.")
+@click.option("--train-batch-size", type=click.IntRange(1), help="Rows per optimizer step.")
+@click.option("--checkpoints", type=click.IntRange(1), help="Operating points per training run. [default: 5]")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), help="Of training's matrix products.")
+@click.option("--peft", type=click.Choice(["lora"]), help="Train adapters instead of all weights.")
+@click.option("--lora-rank", type=click.IntRange(1), default=16, show_default=True)
+@click.option("--lora-alpha", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--lora-targets", default="", help="Module names, comma-separated. [default: all linear layers]")
+@click.option("--general-text", default="", help="A text file for the general perplexity.")
+@click.option(
+    "--detector-recall",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Drops values from the defender's detector.",
+)
+@click.option(
+    "--edit-at",
+    type=click.Choice(["last", "all"]),
+    default="last",
+    show_default=True,
+    help="Which training points are edited.",
+)
+@click.option("--limit", type=click.IntRange(0), default=0, help="Measure a sample of so many; for trials only.")
+@click.option("--batch-size", default="auto", show_default=True, help="Sequences per evaluation pass.")
+@click.option(
+    "--micro-batch", type=click.IntRange(0), default=0, help="Rows per training pass. [default: the whole batch]"
+)
+@click.option("--device", default="", help="cpu or cuda. [default: the best there is]")
+@click.option(
+    "--baselines", default="never-trained,refuse", show_default=True, help="Trivial rows that come along; '' for none."
+)
+@click.option("--log-samples", is_flag=True, help="Also write prompts and generations: they hold private text.")
+@click.option(
+    "--store", default="", help="Where artifacts are kept. [default: $MEMDEFENSE_STORE or ~/.cache/memdefense]"
+)
+@click.option("-o", "--output", default="", help="Results folder. [default: runs/BENCHMARK-DIGEST]")
+def run(**given: Any) -> None:
+    """Measure defenses against attacks and print the MaxTER table.
+
+    \b
+    memdefense run --defense rmft --attack prefix
+    memdefense run -d none,rmft,dedup -a prefix,mia --seeds 3
+    """
+    from memdefense.recipe import digest
+    from memdefense.runner import Settings
+    from memdefense.runner import run as measure
+    from memdefense.watch import watching
+
+    benchmark = _benchmark(given)
+    settings = Settings(
+        model=given["model"],
+        revision=given["revision"],
+        seeds=tuple(given["seed"]) or tuple(range(given["seeds"])),
+        training=_training(given),
+        store=given["store"],
+        output=given["output"],
+        device=given["device"],
+        batch_size=_batch_size(given["batch_size"]),
+        micro_batch=given["micro_batch"],
+        general_text=given["general_text"],
+        detector_recall=given["detector_recall"],
+        edit_all=given["edit_at"] == "all",
+        limit=given["limit"],
+        log_samples=given["log_samples"],
+        baselines=given["baselines"],
+    )
+    if not settings.output:
+        import dataclasses
+
+        unimportant = ("store", "output", "device", "batch_size", "micro_batch")
+        said = {name: value for name, value in dataclasses.asdict(settings).items() if name not in unimportant}
+        name = digest([benchmark, given["defenses"], given["attacks"], said])[:8]
+        settings = dataclasses.replace(settings, output=f"runs/{benchmark.partition(':')[0]}-{name}")
+    with watching() as progress:
+        results = measure(
+            benchmark, ",".join(given["defenses"]), ",".join(given["attacks"]), settings=settings, progress=progress
+        )
+    _print_table(Path(settings.output))
+    click.echo(f"results: {settings.output}")
+    if results.failed:
+        pairs = sorted({f"{row['defense_spec']} x {row['attack_spec']}: {row['error']}" for row in results.failed})
+        click.echo("\nfailed pairs (the others are kept):\n  " + "\n  ".join(pairs), err=True)
+        sys.exit(1)
+
+
+@cli.command(name="list")
+@click.argument("groups", nargs=-1)
+def list_(groups: tuple[str, ...]) -> None:
+    """List the installed defenses, attacks, benchmarks and utilities."""
+    from memdefense.describe import print_lists
+
+    print_lists(groups)
+
+
+@cli.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Show a plugin: the idea, its source, its fields and what it does not protect against."""
+    from memdefense.describe import print_plugin
+
+    print_plugin(name)
+
+
+@cli.group()
+def cache() -> None:
+    """Look into the store, and clean it up."""
+
+
+_STORE = click.option("--store", default="", help="[default: $MEMDEFENSE_STORE or ~/.cache/memdefense]")
+
+
+@cache.command()
+@click.argument("key", required=False)
+@_STORE
+def explain(key: str | None, store: str) -> None:
+    """Say what the last run reused and what it made, and why; or what one KEY was made from."""
+    from memdefense.describe import print_explanation
+
+    print_explanation(_store(store), key)
+
+
+@cache.command()
+@_STORE
+@click.option("--older-than", type=click.FloatRange(0), default=0.0, help="Days since it was made; 0 is everything.")
+@click.option("--kind", default="", help="Only this kind: fit, train, edit, outcomes, ...")
+@click.option("--yes", is_flag=True, help="Really remove; without it, only say what would go.")
+def prune(store: str, older_than: float, kind: str, yes: bool) -> None:
+    """Remove artifacts from the store; what a later run needs, it makes again."""
+    from memdefense.describe import prune_store
+
+    prune_store(_store(store), older_than, kind, yes)
+
+
+def _store(folder: str) -> Path:
+    return Path(folder or os.environ.get("MEMDEFENSE_STORE") or "~/.cache/memdefense").expanduser()
+
+
+def _benchmark(given: Mapping[str, Any]) -> str:
+    if given["data"] and given["benchmark"]:
+        raise click.UsageError("--data is a benchmark of its own (jsonl); leave out --benchmark, or put data= into it")
+    if given["data"]:
+        author = f",author-field={given['author_field']}" if given["author_field"] else ""
+        return f"jsonl:data={given['data']},text-field={given['text_field']}{author}"
+    return str(given["benchmark"] or "mailbox")
+
+
+def _training(given: Mapping[str, Any]) -> dict[str, object]:
+    names = {"train_batch_size": "batch_size"}
+    chosen: dict[str, object] = {
+        names.get(name, name): given[name]
+        for name in ("epochs", "learning_rate", "block_size", "train_batch_size", "checkpoints", "dtype")
+        if given[name] is not None
+    }
+    if given["peft"]:
+        from memdefense.train import LoRA
+
+        targets = tuple(filter(None, given["lora_targets"].split(",")))
+        chosen["lora"] = LoRA(given["lora_rank"], given["lora_alpha"], targets=targets)
+    return chosen
+
+
+def _batch_size(text: str) -> int:
+    if text == "auto":
+        return 0
+    if not text.isdigit() or int(text) < 1:
+        raise click.UsageError(f"--batch-size is '{text}'; write a whole number, or auto")
+    return int(text)
+
+
+def _print_table(folder: Path) -> None:
+    """The leaderboard's own command prints it, as it does for a results folder of any age."""
+    for entry in _brought():
+        if entry.name == "leaderboard":
+            entry.load()([str(folder)], standalone_mode=False)
+
+
+def main() -> None:
+    """Runs the command line; an error is a sentence, not a traceback."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo(
+            "\ninterrupted; what was finished is in the store, and the same command goes on from there", err=True
+        )
+        sys.exit(130)
+    except KeyboardInterrupt:
+        click.echo(
+            "\ninterrupted; what was finished is in the store, and the same command goes on from there", err=True
+        )
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MemdefenseError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""What is installed, what a plugin is, and what the store holds: the text behind ``list``, ``show`` and ``cache``."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from memdefense import registry
+from memdefense.errors import MemdefenseError, SpecError, hint
+from memdefense.plugin import Plugin, spell
+from memdefense.store import Store
+
+_TITLES = {"defenses": "defense", "attacks": "attack", "utilities": "utility", "benchmarks": "benchmark"}
+
+
+def print_lists(groups: Sequence[str]) -> None:
+    """Prints the plugins of some groups, or of all; a broken one is a line that says so.
+
+    Raises:
+        SpecError: an unknown group.
+    """
+    console = Console()
+    wanted = []
+    for group in groups or tuple(registry.GROUPS):
+        match = next((known for known in registry.GROUPS if group.lower() in (known, _TITLES[known])), None)
+        if match is None:
+            raise SpecError(f"there is no list of '{group}'{hint(group, registry.GROUPS)}")
+        wanted.append(match)
+    for group in wanted:
+        table = Table(title=group, title_justify="left", box=None, pad_edge=False)
+        extra = {"defenses": "family", "attacks": "access"}.get(group, "")
+        for column in ("name", *([extra] if extra else []), "summary", "from"):
+            table.add_column(column, overflow="fold")
+        for name, entry in registry.names(group).items():
+            owner = entry.dist.name if entry.dist else "?"
+            try:
+                kind = registry.load(group, name)
+            except MemdefenseError as error:
+                table.add_row(name, *(["-"] if extra else []), f"[red]{error}[/red]", owner)
+                continue
+            table.add_row(name, *([str(getattr(kind, extra, ""))] if extra else []), kind.summary, owner)
+        console.print(table)
+        console.print()
+
+
+def print_plugin(name: str) -> None:
+    """Prints one plugin's idea, source, hooks, fields with defaults, and what it does not protect against.
+
+    Raises:
+        SpecError: no group knows the name.
+    """
+    console = Console()
+    kinds = [(group, name) for group in registry.GROUPS if name.lower().replace("_", "-") in registry.names(group)]
+    if not kinds and ":" in name:
+        kinds = [(group, name) for group in registry.GROUPS if _is_of(group, name)]
+    if not kinds:
+        known = [known for group in registry.GROUPS for known in registry.names(group)]
+        raise SpecError(f"no plugin is called '{name}'{hint(name, known)}")
+    for group, found in kinds:
+        kind = registry.load(group, found)
+        console.print(f"[bold]{kind.name}[/bold] ({_TITLES[group]})  {kind.summary}\n", highlight=False)
+        console.print(inspect.cleandoc(kind.__doc__ or ""), markup=False, highlight=False)
+        if kind.paper:
+            console.print(f"\nsource: {kind.paper}", markup=False, highlight=False)
+        hooks = _hooks(kind, group)
+        if hooks:
+            console.print(f"hooks: {', '.join(hooks)}", highlight=False)
+        if dataclasses.is_dataclass(kind):
+            table = Table(box=None, pad_edge=False)
+            for column in ("field", "type", "default"):
+                table.add_column(column)
+            for field in dataclasses.fields(kind):
+                default = "" if field.default is dataclasses.MISSING else spell(field.default) or "(empty)"
+                table.add_row(field.name.replace("_", "-"), str(field.type), default)
+            if table.row_count:
+                console.print()
+                console.print(table)
+        weakness = getattr(kind, "protects_not", "")
+        if weakness:
+            console.print(f"\ndoes not protect against: {weakness}", markup=False, highlight=False)
+
+
+def print_explanation(folder: Path, key: str | None) -> None:
+    """Prints what the last run reused and made, and which part of a key was new; or what one key was made from.
+
+    Raises:
+        SpecError: nothing of that key, or no run yet.
+    """
+    console = Console()
+    store = Store(folder)
+    manifests = list(store.manifests())
+    if key:
+        found = [m for m in manifests if str(m["key"]).startswith(key)]
+        if not found:
+            raise SpecError(f"the store {folder} holds nothing of key {key}; see memdefense cache explain")
+        for manifest in found:
+            console.print_json(
+                json.dumps({name: manifest[name] for name in ("kind", "key", "parts", "facts", "bytes")})
+            )
+        return
+    try:
+        events = json.loads((folder / "last-run.json").read_text())
+    except (OSError, ValueError):
+        raise SpecError(f"no run has used the store {folder} yet") from None
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "kind", "what", "key", "why"):
+        table.add_column(column, overflow="fold")
+    for event in events:
+        parts = event["parts"]
+        why = "" if event["what"] == "reused" else _why(event, manifests)
+        what = str(parts.get("plugin") or parts.get("purpose") or parts.get("benchmark") or "")
+        seed = f", seed {parts['seed']}" if "seed" in parts else ""
+        table.add_row(event["what"], event["kind"], what + seed, event["key"][:12], why)
+    console.print(table)
+
+
+def prune_store(folder: Path, days: float, kind: str, really: bool) -> None:
+    """Removes artifacts older than so many days, and what unfinished work left behind."""
+    console = Console()
+    store = Store(folder)
+    horizon = time.time() - days * 86400
+    old = [m for m in store.manifests() if float(str(m["made"])) <= horizon and kind in ("", m["kind"])]
+    size = sum(int(str(manifest["bytes"])) for manifest in old)
+    if really:
+        for manifest in old:
+            store.drop(str(manifest["key"]))
+        if not kind:
+            size += store.clear_work()
+    verb = "removed" if really else "would remove"
+    console.print(f"{verb} {len(old)} artifacts, {size / 1e6:.1f} MB, from {folder}", highlight=False)
+    if not really:
+        console.print("nothing was touched; add --yes to remove them")
+
+
+def _why(event: Mapping[str, object], manifests: Sequence[Mapping[str, object]]) -> str:
+    """Which parts differ from the nearest artifact of the same kind and plugin."""
+    parts = event["parts"]
+    if not isinstance(parts, dict):
+        return ""
+    nearest: tuple[int, list[str]] | None = None
+    for manifest in manifests:
+        other = manifest["parts"]
+        if manifest["kind"] != event["kind"] or manifest["key"] == event["key"] or not isinstance(other, dict):
+            continue
+        if other.get("plugin") != parts.get("plugin") or other.get("purpose") != parts.get("purpose"):
+            continue
+        differing = sorted(name for name in parts.keys() | other.keys() if parts.get(name) != other.get(name))
+        if nearest is None or len(differing) < nearest[0]:
+            nearest = (len(differing), differing)
+    return f"another {', '.join(nearest[1])}" if nearest else "the first of its kind"
+
+
+def _is_of(group: str, name: str) -> bool:
+    try:
+        registry.load(group, name)
+    except MemdefenseError:
+        return False
+    return True
+
+
+def _hooks(kind: type[Plugin], group: str) -> list[str]:
+    base = registry.GROUPS[group]
+    names = ("configure", "curate", "train", "edit", "guard") if group == "defenses" else ()
+    return [name for name in names if getattr(kind, name) is not getattr(base, name)]
