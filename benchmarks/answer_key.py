@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydivsufsort import divsufsort, sa_search  # type: ignore[import-untyped]
+from pydivsufsort import divsufsort, sa_search
 
 from memdefense import pii
 from memdefense.corpus import Documents, Occurrence, Secret

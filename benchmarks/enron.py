@@ -131,7 +131,7 @@ def _usable(key: str, load: Callable[[], bytes], headers: Literal["all", "core",
 
 def _from_hub(name: str) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """The messages of a data set of the hub, under their ``file`` where it has that column, else under their row."""
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     from .real import quiet
 

@@ -94,7 +94,7 @@ class JSONL(Benchmark):
 
     def _documents(self, cache: str) -> Iterator[tuple[str, Callable[[], Raw]]]:
         """Keys and documents; the copy that `datasets` makes goes to ``cache``, not where it would outlive the run."""
-        import datasets  # type: ignore[import-untyped]
+        import datasets
 
         from .real import quiet
 

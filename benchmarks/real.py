@@ -68,7 +68,7 @@ def rmft_training() -> TrainConfig:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps `datasets` from drawing progress bars."""
-    import datasets  # type: ignore[import-untyped]
+    import datasets
 
     shown = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import gzip
 import io
 import os
@@ -9,7 +10,7 @@ import re
 import tarfile
 from pathlib import Path
 
-import datasets  # type: ignore[import-untyped]
+import datasets
 import pytest
 
 from memdefense.benchmarks.answer_key import guessable, mentions
@@ -193,13 +194,13 @@ def test_sampling_does_not_depend_on_the_order_and_is_bounded() -> None:
         return Raw(key, key, rejected="short" if int(key) % 5 == 0 else "", broken=int(key) % 3 == 0)
 
     keys = [str(number) for number in range(4000)]
-    forward = sample(((key, lambda key=key: load(key)) for key in keys), size=50, seed=3)
+    forward = sample(((key, functools.partial(load, key)) for key in keys), size=50, seed=3)
     assert len(loads) < 1000, "a document that stands too high is not read"
-    backward = sample(((key, lambda key=key: load(key)) for key in reversed(keys)), size=50, seed=3)
+    backward = sample(((key, functools.partial(load, key)) for key in reversed(keys)), size=50, seed=3)
     assert forward == backward
     taken, counts = forward
     assert len(taken) == 50 == counts["opened"] - counts["short"]
-    whole, _ = sample(((key, lambda key=key: load(key)) for key in keys), size=0, seed=3)
+    whole, _ = sample(((key, functools.partial(load, key)) for key in keys), size=0, seed=3)
     assert whole[:50] == taken
     assert len(whole) == 3200
 

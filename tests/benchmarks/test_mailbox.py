@@ -9,7 +9,6 @@ import itertools
 import re
 import time
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import pytest
 from scipy import stats
@@ -19,26 +18,14 @@ from memdefense.benchmarks.draws import Draws
 from memdefense.benchmarks.mail_corpus import quota
 from memdefense.benchmarks.mailbox import Mailbox
 
-if TYPE_CHECKING:
-    from memdefense import TrainConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class Bare(Mailbox):
-    """The generator without a training recipe."""
-
-    @property
-    def config(self) -> TrainConfig:
-        raise NotImplementedError
-
-
 DEFAULT = "a19d5ba9d9ca6950f89ed792c21cd91cd6edf4845401f06205b52d6e054b6526"
 SMALL = "751d91074f0cfc4d63e8cabace46ed728f9c91e7551aa3ea1a548dc3002e5690"
 
 
 @functools.cache
 def built(documents: int = 1000, seed: int = 0, canaries: int = 28) -> Corpus:
-    return Bare(documents=documents, seed=seed, canaries=canaries).corpus()
+    corpus: Corpus = Mailbox(documents=documents, seed=seed, canaries=canaries).corpus()
+    return corpus
 
 
 def texts(corpus: Corpus) -> dict[str, str]:
@@ -86,7 +73,7 @@ def bulk(documents: Sequence[Document]) -> dict[str, list[set[tuple[str, ...]]]]
 def test_the_digest_never_changes() -> None:
     assert built().digest() == DEFAULT
     assert built(200, 1).digest() == SMALL
-    assert Bare().corpus().digest() == DEFAULT
+    assert Mailbox().corpus().digest() == DEFAULT
 
 
 def test_draws_are_splitmix64() -> None:
@@ -394,7 +381,7 @@ def test_extreme_shares_work() -> None:
         {"hard": 0, "newsletters": 50, "duplicates": 20, "repeats": 100},
         {"hard": 100, "newsletters": 0, "duplicates": 0, "repeats": 0},
     ):
-        corpus = dataclasses.replace(Bare(documents=120, canaries=0), **fields).corpus()
+        corpus = dataclasses.replace(Mailbox(documents=120, canaries=0), **fields).corpus()
         forms = {place.form for secret in corpus.secrets for place in secret.occurrences}
         assert ("plain" in forms) == (fields["hard"] == 0)
         assert corpus.counts["newsletters"] == 120 * fields["newsletters"] // 100
@@ -403,7 +390,7 @@ def test_extreme_shares_work() -> None:
 
 def test_the_default_is_built_within_two_seconds() -> None:
     start = time.process_time()
-    Bare(seed=11).corpus()
+    Mailbox(seed=11).corpus()
     assert time.process_time() - start < 2
 
 
@@ -412,4 +399,4 @@ def test_the_default_is_built_within_two_seconds() -> None:
 )
 def test_fields_out_of_range_are_refused(field: str, value: int) -> None:
     with pytest.raises(DataError, match=rf"mailbox:{field}={value} .*give "):
-        dataclasses.replace(Bare(), **{field: value})
+        dataclasses.replace(Mailbox(), **{field: value})

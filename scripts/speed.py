@@ -1,0 +1,207 @@
+"""Measures what the README promises of speed, and prints it as JSON. Times are of this machine; none is asserted.
+
+Usage: python scripts/speed.py [training] [prefix] [membership] [archive] [startup]
+"""
+
+from __future__ import annotations
+
+import email.message
+import json
+import math
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import torch
+
+from memdefense import GREEDY, LM, Document, LocalTarget, TrainConfig
+from memdefense.benchmarks.enron import Enron
+from memdefense.benchmarks.mailbox import Mailbox
+from memdefense.benchmarks.small_model import untrained
+from memdefense.fit import fit
+from memdefense.train import Rows, precision, rows
+
+REPEATS = 3
+
+
+def main() -> None:
+    """Runs the parts named, or all."""
+    parts: dict[str, Callable[[], dict[str, float]]] = {
+        "training": training,
+        "prefix": prefix,
+        "membership": membership,
+        "archive": archive,
+        "startup": startup,
+    }
+    chosen = sys.argv[1:] or list(parts)
+    found = {name: {key: round(value, 4) for key, value in parts[name]().items()} for name in chosen}
+    print(json.dumps({"threads": torch.get_num_threads(), "dtype": precision("auto", "cpu"), **found}, indent=1))
+
+
+def training() -> dict[str, float]:
+    """Tokens per second of `fit` beside a bare loop over the same rows, in turn; the medians of several pairs."""
+    documents = Mailbox(documents=600).corpus().public
+    lm = untrained(documents, vocabulary=2048, layers=4, width=264, heads=4, context=256, seed=0)
+    config = TrainConfig(steps=30, batch_size=16, block_size=256, learning_rate=1e-3, checkpoints=1)
+    data = rows(config, documents, lm, seed=0)
+    ours, bare = [], []
+    for _ in range(REPEATS):
+        bare.append(_bare_loop(lm, data, config))
+        with tempfile.TemporaryDirectory() as folder:
+            ticks: list[float] = []
+            fit(
+                lm,
+                documents,
+                Path(folder),
+                config=config,
+                seed=0,
+                progress=lambda *_: ticks.append(time.perf_counter()),
+            )
+        # From the end of the fifth step to the end of the last but one: neither warm-up nor the checkpoint's writing.
+        ours.append((len(ticks) - 6) * config.batch_size * config.block_size / (ticks[-2] - ticks[4]))
+    middle = REPEATS // 2
+    best_pair = sorted(a / b for a, b in zip(ours, bare, strict=True))[middle]
+    return {
+        "parameters": float(lm.parameters()),
+        "lab_tokens_per_second": sorted(ours)[middle],
+        "bare_tokens_per_second": sorted(bare)[middle],
+        "ratio": best_pair,
+    }
+
+
+def _fit_ticks(lm: LM, documents: Sequence[Document], folder: Path, config: TrainConfig) -> list[float]:
+    ticks: list[float] = []
+    fit(lm, documents, folder, config=config, seed=0, progress=lambda *_: ticks.append(time.perf_counter()))
+    return ticks
+
+
+def _bare_loop(lm: LM, data: Rows, config: TrainConfig) -> float:
+    model = lm.copy().model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, fused=True)
+    bf16 = precision("auto", "cpu") == "bfloat16"
+    ticks = []
+    for start in range(0, len(data), config.batch_size):
+        ids = data.__getitems__(list(range(start, start + config.batch_size)))["ids"]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+            loss = torch.nn.functional.cross_entropy(
+                logits.reshape(-1, logits.shape[-1]).float(), ids[:, 1:].reshape(-1)
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        ticks.append(time.perf_counter())
+    return (len(ticks) - 6) * config.batch_size * config.block_size / (ticks[-2] - ticks[4])
+
+
+def prefix() -> dict[str, float]:
+    """Prompts per second of `generate` in batches beside one prompt at a time; results must be equal."""
+    corpus = Mailbox(documents=300).corpus()
+    lm = untrained(corpus.public, vocabulary=2048, layers=4, width=192, heads=3, context=256, seed=0)
+    prompts = [document.text[: len(document.text) // 2] for document in corpus.train[:128]]
+    target = LocalTarget(lm)
+    started = time.perf_counter()
+    batched = target.generate(prompts, max_new_tokens=24)
+    middle = time.perf_counter()
+    single = [_one(lm, prompt) for prompt in prompts]
+    ended = time.perf_counter()
+    continues = time.perf_counter()
+    target.continues(prompts, ["(212) 555-0187"] * len(prompts))
+    return {
+        "batched_prompts_per_second": len(prompts) / (middle - started),
+        "single_prompts_per_second": len(prompts) / (ended - middle),
+        "times_faster": (ended - middle) / (middle - started),
+        "identical": float(batched == single),
+        "continues_prompts_per_second": len(prompts) / (time.perf_counter() - continues),
+    }
+
+
+def _one(lm: LM, prompt: str) -> str:
+    ids = torch.tensor([lm.encode(prompt)[-(lm.context - 24) :]])
+    out = lm.model.generate(  # type: ignore[operator]
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=GREEDY.temperature > 0, pad_token_id=0
+    )
+    new = out[0, ids.shape[1] :].tolist()
+    eos = lm.tokenizer.eos_token_id
+    return lm.decode(new[: new.index(eos)] if eos in new else new)
+
+
+def membership() -> dict[str, float]:
+    """Signals of a text set beside one bare forward pass over the same texts, sorted and batched alike."""
+    corpus = Mailbox(documents=600).corpus()
+    lm = untrained(corpus.public, vocabulary=2048, layers=4, width=192, heads=3, context=256, seed=0)
+    texts = [document.text for document in corpus.train]
+    target = LocalTarget(lm)
+    ids = sorted((lm.encode(text)[: lm.context] for text in texts), key=len, reverse=True)
+    signals, bare = math.inf, math.inf
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        with torch.inference_mode():
+            for batch in target._batches([len(row) for row in ids], lm.model.config.vocab_size):
+                longest = max(len(ids[row]) for row in batch)
+                padded = torch.tensor([ids[row] + [0] * (longest - len(ids[row])) for row in batch])
+                lm.model(input_ids=padded, use_cache=False)
+        bare = min(bare, time.perf_counter() - started)
+        started = time.perf_counter()
+        target.signals(texts)
+        signals = min(signals, time.perf_counter() - started)
+    tokens = sum(len(row) for row in ids)
+    return {"signals_tokens_per_second": tokens / signals, "times_a_bare_pass": signals / bare}
+
+
+def archive() -> dict[str, float]:
+    """Megabytes of raw mail per second from a tarball to a corpus, on synthetic mail in the Enron layout."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mail.tar.gz"
+        size = _archive_of(path, Mailbox(documents=6000).corpus().train)
+        started = time.perf_counter()
+        corpus = Enron(data=str(path), documents=2000).corpus()
+        seconds = time.perf_counter() - started
+        return {
+            "megabytes": size / 1e6,
+            "megabytes_per_second": size / 1e6 / seconds,
+            "train": float(len(corpus.train)),
+        }
+
+
+def _archive_of(path: Path, documents: Sequence[Document]) -> int:
+    size = 0
+    with tarfile.open(path, "w:gz") as out:
+        for number, document in enumerate(documents):
+            mail = email.message.EmailMessage()
+            mail["Message-ID"] = f"<{number}.{document.author}@example.invalid>"
+            mail["From"] = f"{document.author}@example.invalid"
+            mail["Subject"] = f"note {number}"
+            mail.set_content(document.text)
+            raw = mail.as_bytes().replace(b"\n", b"\r\n")
+            entry = tarfile.TarInfo(f"maildir/{document.author}/inbox/{number}.")
+            entry.size = len(raw)
+            size += len(raw)
+            out.addfile(entry, BytesIO(raw))
+    return size
+
+
+def startup() -> dict[str, float]:
+    """Seconds of ``memdefense --help`` and ``import memdefense``, the best of several."""
+    help_ = [sys.executable, "-m", "memdefense.cli", "--help"]
+    import_ = [sys.executable, "-c", "import memdefense"]
+    return {"help_seconds": _timed(help_), "import_seconds": _timed(import_)}
+
+
+def _timed(command: list[str]) -> float:
+    best = math.inf
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+if __name__ == "__main__":
+    main()
