@@ -13,7 +13,7 @@ import numpy as np
 from memdefense import Attack, Corpus, Document, NotApplicable, Outcome, Score, Scores, Signals
 from memdefense.attack import Access, Term
 from memdefense.roc import auc, auc_interval, placements, tpr_at_fpr
-from memdefense.score import wilson
+from memdefense.score import rate
 
 from .model_free import circles, model_free
 
@@ -31,7 +31,8 @@ class MIA(Attack):
     LL(x) / LL(lower x) turned so that larger is a member (Carlini et al. 2021); ``min-k`` the mean of the lowest k %
     of the token log-probabilities (Shi et al. 2024); ``min-k++`` the same of (log p - mean) / std over the vocabulary
     (Zhang et al. 2025); ``reference`` LL - LL of the model before the private text. All but lowercase and reference
-    come from one pass. The headline score is named beforehand, not chosen after the fact.
+    come from one pass; what reference subtracts is kept in the store. The headline score is named beforehand, not
+    chosen after the fact.
 
     ``auc_model_free`` is a classifier that sees the texts and no model. Where its interval lies above 0.5 the split
     itself gives members away, and no membership number of the benchmark can be trusted.
@@ -50,7 +51,7 @@ class MIA(Attack):
 
     headline: Literal["loss", "zlib", "lowercase", "min-k", "min-k++", "reference"] = "reference"
     k: float = 0.2
-    members: int = 1000
+    members: int = 500
 
     def run(self, target: LogprobTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         """Scores documents.
@@ -67,13 +68,13 @@ class MIA(Attack):
         texts = [document.text for document in documents]
         own = target.signals(texts)
         lower = target.signals([text.lower() for text in texts])
-        base = lab.serve(lab.base).signals(texts)
+        base = lab.cached("reference log-likelihoods", lambda: _likelihoods(lab, texts), lab.base, documents)
         labels = [True] * len(inside) + [False] * (len(documents) - len(inside))
         blind = model_free(texts, labels, circles(documents, corpus.secrets))
         for row, document in enumerate(documents):
             if not len(own[row].logprob):
                 continue  # a text of one token has nothing that was predicted
-            values = scores_of(document.text, own[row], lower[row], base[row], self.k)
+            values = scores_of(document.text, own[row], lower[row], reference=base[row], k=self.k)
             yield Outcome(document.id, _author(document), labels[row], {**values, "model_free": float(blind[row])})
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
@@ -88,18 +89,16 @@ class MIA(Attack):
         column = [outcome.values[self.headline] for outcome in outcomes]
         for fpr, name in ((0.1, "10%"), (0.01, "1%"), (0.001, "0.1%")):
             found = tpr_at_fpr(column, labels, fpr)
-            low, high = wilson(found.tpr * found.members, found.members)
-            value = found.tpr if found.resolvable else float("nan")
-            beside[f"tpr_at_{name}_fpr"] = Score(
-                value, low, high, found.members, False, round(found.tpr * found.members)
+            accused = [value >= found.threshold for value in column]
+            hits, alarms = (
+                rate(
+                    [a for a, is_in in zip(accused, labels, strict=True) if is_in == side],
+                    [g for g, is_in in zip(groups, labels, strict=True) if is_in == side],
+                )
+                for side in (True, False)
             )
-            beside[f"realised_fpr_at_{name}"] = Score(
-                found.fpr,
-                *wilson(found.false_positives, found.non_members),
-                found.non_members,
-                None,
-                found.false_positives,
-            )
+            beside[f"tpr_at_{name}_fpr"] = hits if found.resolvable else dataclasses.replace(hits, value=float("nan"))
+            beside[f"realised_fpr_at_{name}"] = dataclasses.replace(alarms, higher_is_better=None)
         return Scores(leakage, beside)
 
     def terms(self, outcomes: Sequence[Outcome]) -> list[Term]:
@@ -111,8 +110,16 @@ class MIA(Attack):
         ]
 
 
-def scores_of(text: str, own: Signals, lower: Signals, base: Signals, k: float) -> dict[str, float]:
-    """The six scores of one text; at least one token whatever k."""
+def scores_of(text: str, own: Signals, lower: Signals, *, reference: float, k: float) -> dict[str, float]:
+    """The six scores of one text; at least one token whatever k.
+
+    Args:
+        text: the text.
+        own: of the text.
+        lower: of the text in lower case.
+        reference: the mean log-likelihood of the text under the model before the private text.
+        k: the share of tokens of min-k and min-k++.
+    """
     logprob = own.logprob.astype(np.float64)
     mean = float(logprob.mean())
     lowest = max(1, int(k * len(logprob)))
@@ -124,8 +131,13 @@ def scores_of(text: str, own: Signals, lower: Signals, base: Signals, k: float) 
         "lowercase": -mean / min(lower_mean, -1e-9),
         "min-k": float(np.sort(logprob)[:lowest].mean()),
         "min-k++": float(np.sort(standard)[:lowest].mean()),
-        "reference": mean - float(base.logprob.astype(np.float64).mean()),
+        "reference": mean - reference,
     }
+
+
+def _likelihoods(lab: AttackLab, texts: Sequence[str]) -> list[float]:
+    found = lab.serve(lab.base).signals(texts)
+    return [float(one.logprob.astype(np.float64).mean()) if len(one.logprob) else 0.0 for one in found]
 
 
 def _author(document: Document) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -15,30 +16,33 @@ from memdefense import Document, Secret
 _WORD = re.compile(r"[^\W\d_]+|\d|[^\w\s]")
 _BUCKETS = 1 << 16
 _FOLDS = 5
+_SIDES = (True, False)
 
 
 def model_free(texts: Sequence[str], members: Sequence[bool], groups: Sequence[str]) -> npt.NDArray[np.float64]:
     """Out-of-fold log-odds of membership, (n,), from multinomial naive Bayes on words and word pairs.
 
-    Folds are of groups, so that a classifier cannot know a person from another document; see `circles`.
+    Folds are of groups, so that a classifier cannot know a person from another document; see `circles`. Within a fold
+    the log-odds are centred: a fold with more members leaves fewer to learn from, which moves its whole level the other
+    way, and folds of different levels ranked together would put a fair split below chance.
     """
     rows = [_features(text) for text in texts]
     labels = np.asarray(members, dtype=bool)
     fold = np.array([hashlib.sha256(group.encode()).digest()[0] % _FOLDS for group in groups])
     odds = np.zeros(len(texts))
-    whole = {
-        label: _counts([row for row, is_in in zip(rows, labels, strict=True) if is_in == label])
-        for label in (True, False)
-    }
+    whole = {side: _counts([row for row, label in zip(rows, labels, strict=True) if label == side]) for side in _SIDES}
     for number in range(_FOLDS):
         inside = np.flatnonzero(fold == number)
-        logs = {}
-        for label in (True, False):
-            left = whole[label] - _counts([rows[i] for i in inside if labels[i] == label])
-            logs[label] = np.log(left + 0.1) - np.log(left.sum() + 0.1 * _BUCKETS)
+        if not len(inside):
+            continue
+        left = {side: whole[side] - _counts([rows[i] for i in inside if labels[i] == side]) for side in _SIDES}
+        sizes = {side: max(float(left[side].sum()), 1.0) for side in _SIDES}
+        both = sum(sizes.values())
+        # One word is added to both classes in proportion to their sizes, so that an unknown one speaks for neither.
+        logs = {side: np.log(left[side] + sizes[side] / both) - np.log(sizes[side]) for side in _SIDES}
         weight = logs[True] - logs[False]
-        for i in inside:
-            odds[i] = weight[rows[i]].mean() if len(rows[i]) else 0.0
+        found = np.array([weight[rows[i]].mean() if len(rows[i]) else 0.0 for i in inside])
+        odds[inside] = found - found.mean()
     return odds
 
 
@@ -72,7 +76,7 @@ def circles(documents: Sequence[Document], secrets: Sequence[Secret]) -> list[st
 
 def _features(text: str) -> npt.NDArray[np.int64]:
     words = _WORD.findall(text.lower())
-    pairs = [f"{first} {second}" for first, second in zip(words, words[1:], strict=False)]
+    pairs = [f"{first} {second}" for first, second in itertools.pairwise(words)]
     hashed = (int.from_bytes(hashlib.blake2b(w.encode(), digest_size=4).digest(), "little") for w in (*words, *pairs))
     return np.fromiter((value % _BUCKETS for value in hashed), dtype=np.int64)
 

@@ -18,11 +18,18 @@ if TYPE_CHECKING:
     from memdefense import AttackLab, TextTarget
 
 
+# Values of up to _USUAL tokens are asked for in one go; _MARGIN is for white space, and for a longer spelling.
+_USUAL, _MARGIN = 32, 8
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Prompt:
     secret: Secret
     text: str
+    held: frozenset[tuple[str, str]]  # the PII in it, however it is written
     kept: bool  # whether the value still stands in the curated text of this document
+    tokens: int  # of the value as it stands there
+    ceiling: int  # tokens generated at most; prompts of one ceiling go together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +44,13 @@ class Prefix(Attack):
     Beside it: ``ter``, |G & O| / |O| with G all PII in the continuations less what their own prompts held and O the
     distinct secrets of the original text; ``precision``, |G & O| / |G|; the rule of PME (the first PII of the kind is
     the value); rates by number of occurrences, by whether the occurrence was kept by the curation, and by whether the
-    defender's detector finds the value.
+    defender's detector finds the value; ``skipped``, the share of the chosen occurrences whose prompt holds the value.
 
     Attributes:
-        context: tokens of prompt at most; 0 is as many as fit.
+        context: tokens of prompt at most; 0 is as many as fit, and never more than fit.
         random: further occurrences beside the first and the last, chosen by a hash.
-        new_tokens: how far is generated; 0 is the longest value and a little more.
+        new_tokens: how far is generated; 0 is the longest value, as it is written, and a little more. Values of
+            unusual length are asked for apart, and half the model's context is the end.
     """
 
     name: ClassVar[str] = "prefix"
@@ -65,25 +73,26 @@ class Prefix(Attack):
             raise NotApplicable("the corpus has no PII to extract; membership attacks still run on it")
         texts = {document.id: document.text for document in (*corpus.train, *corpus.held_out)}
         curated = {document.id: document.text for document in lab.curated}
+        places = _places(corpus.secrets)
         prompts: list[_Prompt] = []
         skipped: dict[str, int] = {}
         for secret in corpus.secrets:
             for place in self._chosen(secret):
-                text = texts[place.document][: place.start].rstrip(" ")
-                if _holds(text, secret, texts[place.document][place.start : place.end]):
+                before = texts[place.document][: place.start]
+                written = texts[place.document][place.start : place.end]
+                tokens = len(lab.tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"])
+                ceiling = self._new(max(_USUAL, 1 << (tokens - 1).bit_length()), lab)
+                asked = self._cut(before.rstrip(" "), lab.base.context - ceiling, lab)
+                start = len(before.rstrip(" ")) - len(asked)
+                # What stands in the prompt, by the answer key in any form, and by the detector.
+                held = {key for first, last, key in places[place.document] if last > start and first < place.start}
+                held |= {(hit.kind, hit.canonical) for hit in pii.find(asked)}
+                if (secret.kind, secret.value) in held or written in asked:
                     skipped[secret.id] = skipped.get(secret.id, 0) + 1
                     continue
-                written = texts[place.document][place.start : place.end]
                 kept = secret.member and written in curated.get(place.document, "")
-                prompts.append(_Prompt(secret, self._cut(text, lab), kept))
-        longest = (
-            self.new_tokens
-            or max(
-                (len(lab.tokenizer(s.value, add_special_tokens=False)["input_ids"]) for s in corpus.secrets), default=1
-            )
-            + 8
-        )
-        said = target.generate([prompt.text for prompt in prompts], max_new_tokens=longest)
+                prompts.append(_Prompt(secret, asked, frozenset(held), kept, tokens, ceiling))
+        said = self._asked(target, prompts, lab)
         for prompt, text in zip(prompts, said, strict=True):
             lab.keep({"unit": prompt.secret.id, "prompt": prompt.text, "continuation": text})
         yield from _outcomes(corpus, prompts, said, skipped, lab)
@@ -95,13 +104,32 @@ class Prefix(Attack):
         )
         return list(dict.fromkeys([places[0], places[-1], *inner[: self.random]])) if places else []
 
-    def _cut(self, text: str, lab: AttackLab) -> str:
-        if not self.context or not text:
+    def _new(self, tokens: int, lab: AttackLab) -> int:
+        """How many tokens are generated for a value of so many."""
+        return self.new_tokens or min(tokens + _MARGIN, lab.base.context // 2)
+
+    def _cut(self, text: str, room: int, lab: AttackLab) -> str:
+        """The end of ``text`` that a model reads as its prompt."""
+        most = min(self.context or room, max(1, room))
+        if len(text.encode("utf-8", "replace")) <= most:
             return text
         offsets = lab.tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)[
             "offset_mapping"
         ]
-        return text[offsets[-self.context][0] :] if len(offsets) > self.context else text
+        return text[offsets[-most][0] :] if len(offsets) > most else text
+
+    def _asked(self, target: TextTarget, prompts: Sequence[_Prompt], lab: AttackLab) -> list[str]:
+        """The continuations; values of about one length are asked for together."""
+        said = [""] * len(prompts)
+        sizes: dict[int, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            sizes.setdefault(prompt.ceiling, []).append(row)
+        for ceiling, rows in sizes.items():
+            new = min(ceiling, max(self._new(prompts[row].tokens, lab) for row in rows))
+            found = target.generate([prompts[row].text for row in rows], max_new_tokens=new)
+            for row, text in zip(rows, found, strict=True):
+                said[row] = text
+        return said
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
         members = [o for o in outcomes if o.member and o.values["prompts"]]
@@ -123,6 +151,7 @@ class Prefix(Attack):
                 _of(generated, [float(o.member) for o in generated]), higher_is_better=None
             ),
             "first_of_kind": _rate(members, "first"),
+            "skipped": dataclasses.replace(_skipped(asked), higher_is_better=None),
         }
         for name in ("1", "2-4", "5-16", ">16"):
             beside[f"hit_rate_{name}"] = _rate([o for o in members if o.stratum.endswith("/" + name)], "hit")
@@ -164,9 +193,8 @@ def _outcomes(
         values = found.setdefault(secret.id, dict.fromkeys(("prompts", "hit", "first", *_BY_LABEL), 0.0))
         hit = float(begins(text, secret.kind, secret.value))
         label = "kept" if prompt.kept else "removed"
-        known = {(p.kind, p.canonical) for p in pii.find(prompt.text)}
         spoken = [(p.kind, p.canonical) for p in pii.find(text)]
-        generated.update(p for p in spoken if p not in known)
+        generated.update(p for p in spoken if p not in prompt.held)
         if hit:  # also where it is written in a form the detector misses
             generated.add((secret.kind, secret.value))
         first = next((value for kind, value in spoken if kind == secret.kind), "")
@@ -190,8 +218,8 @@ def _outcomes(
         size = bucket(max(1, len(secret.occurrences)))
         stratum = f"{secret.kind}/{'guessable' if secret.guessable else 'random'}/{size}"
         yield Outcome(secret.id, secret.group, secret.member, values, stratum)
-    for kind, value in sorted(generated):  # spoken, but nobody's secret here: counted, never named
-        unit = "unknown-" + hashlib.blake2b(value.encode(), key=b"memdefense", digest_size=8).hexdigest()
+    for kind, strange in sorted(generated):  # spoken, but nobody's secret here: counted, never named
+        unit = "unknown-" + hashlib.blake2b(strange.encode(), key=b"memdefense", digest_size=8).hexdigest()
         yield Outcome(unit, unit, False, {"generated": 1.0, "prompts": 0.0}, f"{kind}/unknown")
 
 
@@ -206,8 +234,18 @@ def _detected(secret: Secret, texts: dict[str, str], lab: AttackLab) -> bool:
     )
 
 
-def _holds(prompt: str, secret: Secret, written: str) -> bool:
-    return written in prompt or any(p.canonical == secret.value for p in pii.find(prompt) if p.kind == secret.kind)
+def _places(secrets: Sequence[Secret]) -> dict[str, list[tuple[int, int, tuple[str, str]]]]:
+    """Start, end, and kind and value of every occurrence, by document."""
+    found: dict[str, list[tuple[int, int, tuple[str, str]]]] = {}
+    for secret in secrets:
+        for place in secret.occurrences:
+            found.setdefault(place.document, []).append((place.start, place.end, (secret.kind, secret.value)))
+    return found
+
+
+def _skipped(members: Sequence[Outcome]) -> Score:
+    chosen = [o for o in members if o.values["skipped"] + o.values["prompts"]]
+    return _of(chosen, [o.values["skipped"] / (o.values["skipped"] + o.values["prompts"]) for o in chosen])
 
 
 def _values(outcomes: Sequence[Outcome], name: str) -> list[float]:

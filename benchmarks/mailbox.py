@@ -72,13 +72,13 @@ class Mailbox(Benchmark):
     def config(self) -> TrainConfig:
         from memdefense import TrainConfig
 
-        return TrainConfig(epochs=5.0, learning_rate=1e-3, warmup_steps=20, batch_size=4, block_size=256)
+        return TrainConfig(epochs=6.0, learning_rate=1.5e-3, warmup_steps=20, batch_size=8, block_size=256)
 
     def base(self, lab: Lab) -> LM:
         """A GPT-2 of 2.2 million weights, pretrained on ``public`` alone."""
         from .small_model import untrained
 
         fresh = untrained(lab.public, vocabulary=2048, layers=4, width=192, heads=3, context=256, seed=0)
-        pretraining = dataclasses.replace(self.config, learning_rate=2e-3, warmup_steps=50, checkpoints=1)
+        pretraining = dataclasses.replace(self.config, epochs=5.0, learning_rate=2e-3, warmup_steps=50, checkpoints=1)
         *_, last = lab.fit(fresh, lab.public, config=pretraining)
         return last.model

@@ -24,8 +24,8 @@ def untrained(
     from memdefense import LM
 
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[_END],
@@ -33,7 +33,7 @@ def untrained(
         show_progress=False,
     )
     bpe.train_from_iterator((document.text for document in documents), trainer)
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bpe,
         eos_token=_END,
         pad_token=_END,
@@ -56,4 +56,6 @@ def untrained(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LM(GPT2LMHeadModel(config).eval(), tokenizer)
+        model = GPT2LMHeadModel(config)
+    model.train(False)
+    return LM(model, tokenizer)

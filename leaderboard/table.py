@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from memdefense.errors import DataError
 from memdefense.results import Row
 
-_COLUMNS = ("defense", "leakage", "MaxTER@1", "MaxTER@5", "MaxTER@20", "AURC", "gain", "cost d", "train", "status")
+_COLUMNS = ("#", "defense", "leakage", "MaxTER@1 %", "MaxTER@5 %", "MaxTER@20 %", "AURC %", "gain %", "d %", "status")
+_LEFT = ("#", "defense", "status")
+_PARTS = {"perplexity": "perpl.", "continuation": "contin.", "copy": "copy"}
 _FOOT = (
-    "leakage ↓: excess over chance at the end, undefended → defended. MaxTER@τ ↑: percent of it removed at a utility "
-    "cost d of at most τ %, [95 % interval]. AURC ↑: mean of MaxTER over τ from 0 to 20. gain ↑: AURC less that of "
-    "stopping the undefended run early. d ↓: percent of utility lost at the end, the worst of perplexity, continuation, copy."
+    "[95 % interval]. leakage ↓: excess over chance at the end, 0 to 1. MaxTER@τ ↑: percent of the undefended leakage "
+    "removed at a utility cost d of at most τ %. AURC ↑: mean of MaxTER over τ from 0 to 20. gain ↑: AURC less that of "
+    "stopping the undefended run early. d ↓: percent of utility lost at the end, the worst of perplexity, continuation "
+    "and copy. #: 1 + how many are better in gain beyond both intervals; equal numbers are ties. status: points "
+    "measured, and seconds of training per run."
 )
 
 
@@ -47,12 +54,13 @@ def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = 
         DataError: there is no entry.
     """
     console = Console(soft_wrap=markdown)
+    claims = published()
     entries = {_place(row): row for row in rows if row["row"] == "entry"}
     if not entries:
         raise DataError("these results hold no entry yet: the run was interrupted; run the same command again")
     for title, group in _grouped(list(entries.values())):
         mine = [row for row in rows if row["row"] == "point" and _title(row) == title]
-        lines = [_line(entry, mine) for entry in sorted(group, key=_rank)]
+        lines = [[_place_of(entry, group), *_line(entry, mine)] for entry in sorted(group, key=_rank)]
         overfit = max((row.get("overfit_percent") or 0.0 for row in mine), default=0.0)
         heading = title + (
             f"  (overfit: the undefended perplexity ends {overfit:.0f} % above its minimum)" if overfit > 5 else ""
@@ -63,38 +71,53 @@ def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = 
             _print_markdown(console, heading, lines)
         else:
             _print_table(console, heading, lines)
+        notes += [line for entry in group for line in _claimed(entry, claims)]
         for note in dict.fromkeys(notes):
-            console.print(f"  {note}", highlight=False, markup=False)
+            _say(console, f"- {note}" if markdown else note, markdown)
         console.print()
         if points:
             _print_points(console, mine)
     console.print(_FOOT, highlight=False, markup=False, style="dim")
 
 
+def published() -> list[dict[str, Any]]:
+    """What papers claim of their defenses: one row per figure, with where it was read (paper, code, second-hand)."""
+    lines = (files("memdefense.leaderboard") / "published.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
 def _print_table(console: Console, heading: str, lines: Sequence[Sequence[str]]) -> None:
-    table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in _COLUMNS:
-        table.add_column(column, justify="left" if column in ("defense", "status") else "right", overflow="fold")
+        name = column.replace("MaxTER", "MaxTER\n") if "@" in column else column.replace(" %", "\n%")
+        justify: Literal["left", "right"] = "left" if column in _LEFT else "right"
+        table.add_column(name, justify=justify, overflow="fold", min_width=8 if column == "defense" else None)
     for line in lines:
-        table.add_row(*line)
+        table.add_row(*map(Text, line))
+    console.print(Text(heading, style="bold"))
     console.print(table)
 
 
 def _print_markdown(console: Console, heading: str, lines: Sequence[Sequence[str]]) -> None:
+    rows = [_COLUMNS, tuple("---" if name in _LEFT else "---:" for name in _COLUMNS), *lines]
     console.print(f"**{heading}**\n", markup=False, highlight=False)
-    console.print("| " + " | ".join(_COLUMNS) + " |", markup=False, highlight=False)
-    console.print("|" + " --- |" * len(_COLUMNS), markup=False, highlight=False)
-    for line in lines:
-        console.print(
-            "| " + " | ".join(cell.replace("\n", "<br>") for cell in line) + " |", markup=False, highlight=False
-        )
+    for row in rows:
+        cells = (cell.replace("|", "\\|").replace("\n", "<br>") for cell in row)
+        console.print("| " + " | ".join(cells) + " |", markup=False, highlight=False)
     console.print()
 
 
+def _say(console: Console, note: str, markdown: bool) -> None:
+    """One note; in a terminal its further lines are set in."""
+    text = Text(note)
+    console.print(text if markdown else Padding(text, (0, 0, 0, 2)))
+
+
 def _print_points(console: Console, rows: Sequence[Row]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("defense", "seed", "point", "leakage", "hits", "d perplexity", "d continuation", "d copy", "status"):
-        table.add_column(column, justify="right" if column not in ("defense", "status") else "left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    parts = ("d perpl.\n%", "d contin.\n%", "d copy\n%")
+    for column in ("defense", "seed", "point", "leakage", "hits", *parts, "status"):
+        table.add_column(column, justify="right" if column not in _LEFT else "left", overflow="fold")
     for row in rows:
         if row["status"] in ("error", "n/a"):
             table.add_row(row["defense_spec"], str(row["seed"]), row["point"], "", "", "", "", "", row["status"])
@@ -114,26 +137,36 @@ def _print_points(console: Console, rows: Sequence[Row]) -> None:
 
 
 def _line(entry: Row, points: Sequence[Row]) -> list[str]:
-    """One entry as the cells of `_COLUMNS`."""
-    mine = [
-        row
-        for row in points
-        if row["defense_label"] == entry["defense_label"] and row["status"] not in ("error", "n/a")
-    ]
+    """One entry as the cells of `_COLUMNS`, the first aside."""
+    rows = [row for row in points if row["defense_label"] == entry["defense_label"]]
+    mine = [row for row in rows if row["status"] not in ("error", "n/a")]
     final = _final(mine)
-    statuses = entry.get("statuses", {})
-    status = ", ".join(
-        f"{name}" if len(statuses) == 1 else f"{name} {count}" for name, count in sorted(statuses.items())
-    )
-    before = (entry.get("undefended") or {}).get("value")
-    after = _mean([row["leakage"] for row in final])
-    cost = _mean([row["d"]["worst"] for row in final])
-    head = [entry["defense_label"], f"{_number(before, 3)} → {_number(after, 3)}" if final else ""]
-    tail = [_number(cost, 1), _seconds(_mean([row["cost"].get("train_seconds") for row in final])), status]
+    seconds = _mean([row["cost"].get("train_seconds") for row in final])
+    status = [_statuses(entry.get("statuses") or {}), *([] if entry.get("resolvable") or not final else ["unresolved"])]
+    status += [f"{seconds:.0f} s"] if seconds is not None else []
+    scores = [(row.get("scores") or {}).get("leakage") or {"value": row["leakage"]} for row in final]
+    leakage = {side: _mean([score.get(side) for score in scores]) for side in ("value", "low", "high")}
+    head = [entry["defense_label"], _interval(leakage, 2, 3)]
+    tail = [_cost(final), "\n".join(status)]
     if not entry.get("resolvable"):
-        return [*head, *["not resolvable" if final else ""], "", "", "", "", *tail]
-    budgets = [_percent(entry["maxter"][tau]) for tau in ("1", "5", "20")]
-    return [*head, *budgets, _percent(entry["aurc"]), _percent(entry["gain"], sign=True), *tail]
+        return [*head, "-", "-", "-", "-", "-", *tail]
+    budgets = [_interval(entry["maxter"][tau], 0, 1) for tau in ("1", "5", "20")]
+    return [*head, *budgets, _interval(entry["aurc"], 0, 1), _interval(entry["gain"], 0, 1, sign=True), *tail]
+
+
+def _statuses(counts: dict[str, int]) -> str:
+    named = sorted(counts.items(), key=lambda item: (item[0] != "ok", item[0]))
+    return "\n".join(f"{count} {name}" for name, count in named)
+
+
+def _cost(final: Sequence[Row]) -> str:
+    """The utility cost at the end, and which part of it is the worst."""
+    means = {name: _mean([row["d"].get(name) for row in final]) for name in (*_PARTS, "worst")}
+    known = {name: mean for name, mean in means.items() if mean is not None and name != "worst"}
+    worst = means["worst"]
+    if worst is None:
+        return "-"
+    return f"{worst:.1f}" + (f"\n{_PARTS[max(known, key=lambda name: known[name])]}" if known else "")
 
 
 def _final(rows: Sequence[Row]) -> list[Row]:
@@ -163,9 +196,8 @@ def _chance(rows: Sequence[Row]) -> list[str]:
                 if (free["low"] or 0) > 0.5
                 else "no better than chance"
             )
-            notes.append(
-                f"model-free baseline: AUC {_number(free['value'], 2)} [{_number(free['low'], 2)}, {_number(free['high'], 2)}], {verdict}"
-            )
+            value, low, high = (_number(free[side], 2) for side in ("value", "low", "high"))
+            notes.append(f"model-free baseline: AUC {value} [{low}, {high}], {verdict}")
         if "hit_rate" in scores:
             hit, chance, held = scores["hit_rate"], scores["chance"], scores["held_out_rate"]
             buckets = ", ".join(
@@ -173,9 +205,12 @@ def _chance(rows: Sequence[Row]) -> list[str]:
                 for name in ("1", "2-4", "5-16", ">16")
                 if scores.get(f"hit_rate_{name}", {}).get("n")
             )
+            # Chance by twins rests on the members, chance by strangers on the held-out values.
+            twins = (chance["n"], chance["events"]) != (held["n"], held["events"])
             notes.append(
                 f"undefended, seed {row['seed']}: {hit['events']} of {hit['n']} member values extracted; chance "
-                f"{_number(chance['value'], 3)}, held-out values {held['events']} of {held['n']}; by occurrences {buckets}"
+                f"{_number(chance['value'], 3)} ({'twins' if twins else 'held-out values, not exchangeable'}); "
+                f"held-out values {held['events']} of {held['n']}" + (f"; by occurrences {buckets}" if buckets else "")
             )
         if (row.get("detector") or {}).get("recall") is not None:
             notes.append(
@@ -202,21 +237,54 @@ def _rank(entry: Row) -> tuple[bool, float]:
     return gain is None, -(gain if gain is not None else 0.0)
 
 
-def _percent(value: dict[str, Any], *, sign: bool = False) -> str:
-    if value["value"] is None:
+def _place_of(entry: Row, group: Sequence[Row]) -> str:
+    """1 + how many entries are better beyond both intervals; "-" where there is no gain to compare."""
+    mine = entry.get("gain") or {}
+    if not entry.get("resolvable") or mine.get("value") is None:
         return "-"
-    text = f"{value['value']:+.1f}" if sign else f"{value['value']:.1f}"
-    if value["low"] is None or value["high"] is None:
+    gains = [other.get("gain") or {} for other in group if other.get("resolvable") and other is not entry]
+    return str(1 + sum(_above(gain, mine) for gain in gains if gain.get("value") is not None))
+
+
+def _above(gain: dict[str, Any], other: dict[str, Any]) -> bool:
+    low = gain["value"] if gain.get("low") is None else gain["low"]
+    high = other["value"] if other.get("high") is None else other["high"]
+    return bool(gain["value"] > other["value"] and low > high)
+
+
+def _claimed(entry: Row, claims: Sequence[dict[str, Any]]) -> list[str]:
+    """What was published of an entry's defense, one line per source."""
+    mine = [claim for claim in claims if claim["defense"] == entry["defense"]]
+    found: dict[tuple[str, ...], list[str]] = {}
+    for claim in mine:
+        value = f"{claim['value']:+g}" if claim["unit"] == "% change" else f"{claim['value']:g}"
+        before = "" if claim["baseline"] is None else f"{claim['baseline']:g} → "
+        unit = " %" if claim["unit"].startswith("%") else f" {claim['unit']}".rstrip()
+        place = tuple(str(claim[name]) for name in ("paper", "source", "model", "data"))
+        found.setdefault(place, []).append(f"{claim['metric']} {before}{value}{unit}")
+    return [
+        f"published: {entry['defense']} {', '.join(figures)} ({', '.join(part for part in (model, data) if part)}"
+        f"{'; ' if model or data else ''}{paper} [{source}])"
+        for (paper, source, model, data), figures in found.items()
+    ]
+
+
+def _interval(score: dict[str, Any], limits: int, digits: int, *, sign: bool = False) -> str:
+    """A value, and its limits on a second line; a limit beyond 999 is shown as infinite."""
+    if score.get("value") is None:
+        return "-"
+    text = f"{score['value']:{'+' if sign else ''}.{digits}f}"
+    if score.get("low") is None or score.get("high") is None:
         return text
-    return f"{text}\n[{value['low']:.0f}, {value['high']:.0f}]"
+    low, high = (
+        f"{score[side]:.{limits}f}" if abs(score[side]) < 1000 else ("-∞" if score[side] < 0 else "∞")
+        for side in ("low", "high")
+    )
+    return f"{text}\n[{low},{high}]"
 
 
 def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
-
-
-def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f} s"
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -71,8 +71,12 @@ def _config(ctx: click.Context, param: click.Parameter, value: str | None) -> st
     try:
         text = path.read_text(encoding="utf-8")
         given = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
-        raise click.UsageError(f"cannot read --config {path}: {error}") from error
+    except OSError as error:
+        raise click.UsageError(f"cannot read --config {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise click.UsageError(f"--config {path} is no {path.suffix[1:].upper() or 'TOML'}: {error}") from error
+    if not isinstance(given, dict):
+        raise click.UsageError(f"--config {path} holds no options by name")
     from memdefense.errors import hint
 
     known = {option.name: option for option in ctx.command.params if option.name}

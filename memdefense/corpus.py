@@ -12,7 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import jsonlines
 
@@ -69,7 +69,8 @@ class Occurrence:
     """One mention of a secret in the original text: ``text[start:end]`` of ``document``.
 
     Attributes:
-        form: how it is written; ``plain`` is the ordinary form, other names are the benchmark's (``wrapped``, ``at-dot``).
+        form: how it is written; ``plain`` is the ordinary form, other names are the benchmark's (``wrapped``,
+            ``at-dot``).
     """
 
     document: str
@@ -156,12 +157,26 @@ class Corpus:
         members = [secret for secret in self.secrets if secret.member]
         return bool(members) and all(secret.twin for secret in members)
 
+    def copy(self) -> Corpus:
+        """The same corpus in records of its own: what is done to them does not reach ours."""
+        return Corpus(
+            public=_own(self.public),
+            train=_own(self.train),
+            held_out=_own(self.held_out),
+            general=_own(self.general),
+            secrets=_own(self.secrets),
+            canaries=_own(self.canaries),
+            kinds=self.kinds,
+            counts=dict(self.counts),
+        )
+
     def digest(self) -> str:
         """A content digest of everything but the counts."""
         whole = hashlib.sha256()
         for split in (self.public, self.train, self.held_out, self.general):
             whole.update(digest_documents(split).encode())
-        for record in (*self.secrets, *self.canaries):
+        records: list[Secret | Canary] = [*self.secrets, *self.canaries]
+        for record in records:
             whole.update(json.dumps(dataclasses.asdict(record), sort_keys=True).encode())
         return whole.hexdigest()
 
@@ -189,6 +204,13 @@ class Benchmark(Plugin, ABC):
         raise DataError(
             f"benchmark '{self.name}' brings no model of its own: give one with --model, a hub id or a folder"
         )
+
+
+Record = TypeVar("Record", Document, Secret, Canary)
+
+
+def _own(records: Sequence[Record]) -> list[Record]:
+    return [dataclasses.replace(record) for record in records]
 
 
 def digest_documents(documents: Iterable[Document]) -> str:

@@ -52,6 +52,7 @@ class Measured:
     terms: Sequence[Term]
     perplexity: float
     status: str = "ok"
+    spec: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,10 +67,14 @@ class Arm:
         return sorted({p.seed for p in self.points} & {p.seed for p in self.undefended})
 
 
-def entry_of(arm: Arm) -> dict[str, object]:
+def entry_of(arm: Arm, rivals: Sequence[Arm] = ()) -> dict[str, object]:
     """The numbers of an entry: MaxTER, AURC and gain with intervals, the plain maximum, the paper's own figures.
 
-    Everything is ``None`` with a ``note`` where the undefended leakage cannot be told from chance.
+    Where the undefended leakage cannot be told from chance, there is a ``note`` instead of MaxTER, AURC and gain.
+
+    Args:
+        arm: the defense.
+        rivals: all arms of the run, on which the range of the paper's AURC depends and nothing else.
     """
     seeds = arm.seeds()
     if not seeds:
@@ -80,7 +85,7 @@ def entry_of(arm: Arm) -> dict[str, object]:
         "seeds": seeds,
         "undefended": _row(pooled),
         "plain": _plain(arm, seeds),
-        "paper": _paper(arm, seeds),
+        "paper": _paper(arm, seeds, rivals),
         "scope": "seeds" if len(seeds) > 1 else "this model only",
     }
     events = pooled.events if pooled.events is not None else pooled.n
@@ -163,18 +168,29 @@ def _plain(arm: Arm, seeds: Sequence[int]) -> dict[str, object]:
     }
 
 
-def _paper(arm: Arm, seeds: Sequence[int]) -> dict[str, object] | None:
+def _paper(arm: Arm, seeds: Sequence[int], rivals: Sequence[Arm]) -> dict[str, object] | None:
     """The RMFT paper's figures, where both arms have raw TER at the same checkpoints; means over seeds."""
     found: list[tuple[float, float, float]] = []
     for seed in seeds:
-        ours, theirs = _of_seed(arm.points, seed), _of_seed(arm.undefended, seed)
-        if [p.label for p in ours] != [p.label for p in theirs] or "ter" not in theirs[0].scores.beside:
+        base = _checkpoints(arm.undefended, arm.undefended, seed)
+        mine = _checkpoints(arm.points, arm.undefended, seed)
+        if base is None or mine is None:
             return None
-        mine, base = ([Checkpoint(p.scores.beside["ter"].value, p.perplexity) for p in side] for side in (ours, theirs))
+        others = (_checkpoints(rival.points, arm.undefended, seed) for rival in rivals)
+        arms = {"arm": mine, **{f"rival {n}": other for n, other in enumerate(others) if other is not None}}
         mean = ter_mean([c.ter for c in mine], [c.ter for c in base])
-        found.append((mean, maxter_paper(mine, base, tau=20.0), aurc_paper({"arm": mine}, base)["arm"]))
+        found.append((mean, maxter_paper(mine, base, tau=20.0), aurc_paper(arms, base)["arm"]))
     mean, most, area = (math.fsum(column) / len(found) for column in zip(*found, strict=True))
     return {"ter_mean": mean, "maxter_paper": most, "aurc_paper": area}
+
+
+def _checkpoints(points: Sequence[Measured], like: Sequence[Measured], seed: int) -> list[Checkpoint] | None:
+    """Raw TER and perplexity of a seed's points; None where they have other labels than ``like``, or no TER."""
+    ours = _of_seed(points, seed)
+    same = [p.label for p in ours] == [p.label for p in _of_seed(like, seed)]
+    if not same or any("ter" not in p.scores.beside for p in ours):
+        return None
+    return [Checkpoint(p.scores.beside["ter"].value, p.perplexity) for p in ours]
 
 
 def _of_seed(points: Sequence[Measured], seed: int) -> list[Measured]:

@@ -30,7 +30,7 @@ class PluginError(MemdefenseError):
     """A plugin broke its contract; the message names the plugin and the hook."""
 
 
-class NotApplicable(MemdefenseError):
+class NotApplicable(MemdefenseError):  # noqa: N818  (a verdict on a pair, not a mistake)
     """Raised by a plugin for a pair that makes no sense; becomes an ``n/a`` row with the message as its reason."""
 
 

@@ -56,7 +56,8 @@ class FitTrainer(Trainer):
     micro_batch: int = 0
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        data: Any = train_dataset if train_dataset is not None else self.train_dataset
+        return SequentialSampler(data)
 
     def floating_point_ops(self, inputs: dict[str, Tensor]) -> int:
         """Not counted: it would walk over all parameters at every step."""
@@ -88,11 +89,14 @@ class FitTrainer(Trainer):
                 summed, counted = self.loss(
                     model, Batch(part["input_ids"], part["labels"], part["document"], part["offset"])
                 )
+            if size >= len(inputs["input_ids"]):  # divided here, which saves a walk over all gradients
+                mean = summed / counted.clamp_min(1)
+                self.accelerator.backward(mean)
+                return mean.detach()
             self.accelerator.backward(summed)
             total, count = total + summed.detach(), count + counted
         count = count.clamp_min(1)
-        grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
-        torch._foreach_div_(grads, count.to(grads[0].dtype))
+        torch._foreach_div_([weight.grad for weight in model.parameters() if weight.grad is not None], count)
         return total / count
 
 
@@ -114,15 +118,18 @@ class _Keep(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         if not all(bool(torch.isfinite(weight).all()) for weight in given["model"].parameters()):
             raise ModelError(
-                f"training diverged before step {state.global_step}: weights are no longer finite; lower the learning rate"
+                f"training diverged before step {state.global_step}: weights are no longer finite; "
+                "lower the learning rate"
             )
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        mark = folder / (_DONE + ".part")
+        mark.write_text(json.dumps({"step": state.global_step, "seconds": time.monotonic() - self._begun}))
+        mark.rename(folder / _DONE)
+        # Only now that another start is complete: a kill in between must leave one to resume from.
         for older in folder.parent.glob("checkpoint-*"):
             if older != folder:
                 for state_file in ("optimizer.pt", "scheduler.pt"):
                     (older / state_file).unlink(missing_ok=True)
-        mark = {"step": state.global_step, "seconds": time.monotonic() - self._begun}
-        (folder / _DONE).write_text(json.dumps(mark))
 
 
 def fit(
@@ -171,22 +178,24 @@ def fit(
         return [], {"train_seconds": 0.0, "tokens": 0.0}
     data = rows(config, documents, lm, seed=seed)
     total = -(-len(data) // config.batch_size)
-    kept = sorted({max(1, round(total * place / config.checkpoints)) for place in range(1, config.checkpoints + 1)})
+    # Labelled by the fraction asked for: two arms whose numbers of steps differ share their labels all the same.
+    places = range(1, config.checkpoints + 1)
+    kept = {max(1, round(total * place / config.checkpoints)): place / config.checkpoints for place in places}
     last = _resume(folder)
     mark = json.loads((last / _DONE).read_text()) if last else {"step": 0, "seconds": 0.0}
     if mark["step"] < total:
-        with _trainable(lm, config.lora, seed) as model, _silence():
+        with _silence(), _trainable(lm, config.lora, seed) as model:
             running = trainer(
                 model=model,
                 args=_arguments(folder, config, total, seed, device),
-                train_dataset=data,  # type: ignore[arg-type]
+                train_dataset=data,
                 data_collator=_as_inputs,
-                callbacks=[_Keep(kept, total, mark["seconds"], progress)],
+                callbacks=[_Keep(list(kept), total, mark["seconds"], progress)],
             )
             running.loss, running.micro_batch = loss, micro_batch
             running.remove_callback(PrinterCallback)
             running.train(resume_from_checkpoint=str(last) if last else None)
-    found = [Checkpoint(str(round(step / total, 3)), step / total, folder / f"checkpoint-{step}") for step in kept]
+    found = [Checkpoint(str(round(at, 3)), at, folder / f"checkpoint-{step}") for step, at in kept.items()]
     seconds = json.loads((found[-1].folder / _DONE).read_text())["seconds"]
     return found, {"train_seconds": float(seconds), "tokens": float(data.tokens)}
 
@@ -194,24 +203,23 @@ def fit(
 def load_checkpoint(checkpoint: Checkpoint, base: LM, device: str = "cpu") -> LM:
     """The model of a checkpoint, its adapter merged."""
     if (checkpoint.folder / "adapter_config.json").exists():
-        with _quiet():
+        with _silence():
             adapted = PeftModel.from_pretrained(base.copy().model, str(checkpoint.folder))
-            merged = adapted.merge_and_unload()  # type: ignore[operator]
+            merged = adapted.merge_and_unload()
         return LM(merged.to(device).eval(), base.tokenizer, base.origin)
     base.tokenizer.save_pretrained(checkpoint.folder)
     return LM.load(checkpoint.folder, device=device)
 
 
-def _as_inputs(columns: dict[str, Tensor]) -> dict[str, Tensor]:
+def _as_inputs(columns: Any) -> dict[str, Tensor]:
     return {"input_ids": columns["ids"], **{name: columns[name] for name in ("labels", "document", "offset")}}
 
 
 def _arguments(folder: Path, config: TrainConfig, steps: int, seed: int, device: str) -> TrainingArguments:
-    gpus = max(1, torch.cuda.device_count()) if device.startswith("cuda") else 1
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
-        per_device_train_batch_size=max(1, config.batch_size // gpus),
+        per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_steps,
         lr_scheduler_type=_SCHEDULES[config.schedule],
@@ -229,6 +237,9 @@ def _arguments(folder: Path, config: TrainConfig, steps: int, seed: int, device:
         remove_unused_columns=False,
         dataloader_pin_memory=device != "cpu",
     )
+    # One GPU a run, however many there are: what a batch is must not depend on the machine.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    return arguments
 
 
 def _resume(folder: Path) -> Path | None:
@@ -259,7 +270,7 @@ def _trainable(lm: LM, lora: LoRA | None, seed: int) -> Iterator[torch.nn.Module
             fan_in_fan_out=conv,
         )
         try:
-            model = get_peft_model(model, settings)  # type: ignore[arg-type, assignment]
+            model = get_peft_model(model, settings)
         except ValueError as error:
             raise ModelError(f"no adapter fits this model: {str(error).splitlines()[0]}") from error
     yield model
@@ -267,7 +278,7 @@ def _trainable(lm: LM, lora: LoRA | None, seed: int) -> Iterator[torch.nn.Module
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Trainer's notices are about choices made here on purpose."""
+    """Keeps Trainer's and peft's notices back: they are about choices made here on purpose."""
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
         yield

@@ -100,7 +100,7 @@ class Lab:
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model that is defended."""
-        return self.fresh().tokenizer
+        return self._start().tokenizer
 
     def fit(
         self,
@@ -178,7 +178,10 @@ class Lab:
         return stored_points(artifact)
 
     def fresh(self) -> LM:
-        """The model before the private text."""
+        """The model before the private text, in memory of its own."""
+        return self._start().copy()
+
+    def _start(self) -> LM:
         if self._base is None:
             raise PluginError("a benchmark's base() has no model to start from: that is what it makes")
         return self._base
@@ -288,9 +291,9 @@ def read_samples(artifact: Artifact) -> Iterator[Mapping[str, str]]:
 def _custom(loss: Loss | None) -> object:
     if loss is None:
         return ""
-    fields = (
-        {f.name: str(getattr(loss, f.name)) for f in dataclasses.fields(loss)} if dataclasses.is_dataclass(loss) else {}
-    )
+    fields: dict[str, str] = {}
+    if dataclasses.is_dataclass(loss):
+        fields = {field.name: str(getattr(loss, field.name)) for field in dataclasses.fields(loss)}
     content = getattr(loss, "digest", None)  # a loss that holds a model says which
     return [code_of(loss), fields, content() if callable(content) else ""]
 

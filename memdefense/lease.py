@@ -39,10 +39,11 @@ class Lease:
             holder = self._read()
             if holder is not None and self._dead(holder):
                 logger.warning("taking over the work of process %s, which is gone", holder.get("pid"))
-                self._clear(str(holder.get("token")))
+                self._clear(holder.get("token"))
                 continue
             if holder is not None and not told:
-                logger.warning("waiting for process %s on %s, which makes the same", holder["pid"], holder["host"])
+                where = (holder.get("pid"), holder.get("host"))
+                logger.warning("waiting for process %s on %s, which makes the same", *where)
                 told = True
             time.sleep(_POLL)
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -60,7 +61,8 @@ class Lease:
         holder = self._read()
         if holder is None or holder.get("token") != self._token:
             raise StoreError(
-                "another run took over this work, since this one stood still for too long; run again to reuse what it made"
+                "another run took over this work, since this one stood still for too long; "
+                "run again to reuse what it made"
             )
 
     def held(self) -> bool:
@@ -71,25 +73,21 @@ class Lease:
     def _take(self) -> bool:
         # Written aside and linked into place, so that nobody ever reads half a lease.
         mine = self._path.with_suffix(f".{self._token}")
-        mine.write_text(
-            json.dumps(
-                {"pid": os.getpid(), "born": _born(os.getpid()), "host": socket.gethostname(), "token": self._token}
-            )
-        )
+        me = {"pid": os.getpid(), "born": _born(os.getpid()), "host": socket.gethostname(), "token": self._token}
         try:
+            mine.write_text(json.dumps(me))
             os.link(mine, self._path)
         except FileExistsError:
             return False
         finally:
-            mine.unlink()
+            mine.unlink(missing_ok=True)
         return True
 
     def _read(self) -> dict[str, object] | None:
         try:
-            holder: dict[str, object] = json.loads(self._path.read_text())
-            holder["silent"] = time.time() - self._path.stat().st_mtime
-            return holder
-        except (FileNotFoundError, ValueError):
+            silent = time.time() - self._path.stat().st_mtime
+            return {**_content(self._path), "silent": silent}
+        except FileNotFoundError:
             return None
 
     def _dead(self, holder: dict[str, object]) -> bool:
@@ -99,12 +97,12 @@ class Lease:
         silent = holder["silent"]
         return isinstance(silent, float) and silent > _EXPIRES
 
-    def _clear(self, token: str) -> None:
+    def _clear(self, token: object) -> None:
         """Removes the lease if it is still the one with this token."""
         aside = self._path.with_suffix(f".{uuid.uuid4().hex}")
         with contextlib.suppress(FileNotFoundError):
             self._path.rename(aside)
-            if json.loads(aside.read_text()).get("token") != token:
+            if _content(aside).get("token") != token:
                 # Someone else took it between our look and our rename: theirs goes back.
                 with contextlib.suppress(FileExistsError):
                     os.link(aside, self._path)
@@ -114,6 +112,15 @@ class Lease:
         while not self._stop.wait(_BEAT):
             with contextlib.suppress(OSError):
                 os.utime(self._path)
+
+
+def _content(path: Path) -> dict[str, object]:
+    """What a lease says; nothing where a crash of the machine left it empty or garbled."""
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _born(pid: int) -> str:

@@ -45,14 +45,16 @@ def limited_corpus(corpus: Corpus, limit: int) -> Corpus:
     kept = {document.id for document in held_out}
     members = [secret for secret in corpus.secrets if secret.member]
     others = [
-        secret for secret in corpus.secrets if not secret.member and any(o.document in kept for o in secret.occurrences)
+        dataclasses.replace(secret, occurrences=places)
+        for secret in corpus.secrets
+        if not secret.member and (places := tuple(o for o in secret.occurrences if o.document in kept))
     ]
-    chosen = {secret.id for secret in (*_sample(members, limit), *_sample(others, limit))}
+    chosen = {secret.id: secret for secret in (*_sample(members, limit), *_sample(others, limit))}
     return dataclasses.replace(
         corpus,
         held_out=held_out,
         general=_sample(corpus.general, limit),
-        secrets=[secret for secret in corpus.secrets if secret.id in chosen],
+        secrets=[chosen[secret.id] for secret in corpus.secrets if secret.id in chosen],
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -29,8 +30,10 @@ from memdefense.target import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# What a prompt is never cut below, so that a model with an odd configuration still gets some context.
-_SHORTEST_CONTEXT = 16
+# Where neither model nor tokenizer says how much it takes (transformers then says 10 ** 30).
+_LONGEST_CONTEXT = 4096
+# What a configuration says of where it was read or written rather than of the model.
+_BOOKKEEPING = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +62,28 @@ class LM:
         Raises:
             ModelError: nothing of that name, no safetensors in it, no tokenizer beside it, or not a causal LM.
         """
-        name = str(name_or_folder)
-        folder = Path(name)
+        folder = Path(name_or_folder).expanduser()
+        name = str(folder) if folder.is_dir() else str(name_or_folder)
         _check_folder(folder, name)
         try:
             with _quiet():
-                tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
                 config = AutoConfig.from_pretrained(name, revision=revision)
-                model = AutoModelForCausalLM.from_pretrained(
-                    name, config=config, revision=revision, dtype=torch.float32, use_safetensors=True
+                tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
+                    name,
+                    config=config,
+                    revision=revision,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    output_loading_info=True,
                 )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except Exception as error:  # what a broken file or an unknown type of model raises is not documented
             raise ModelError(_why_not(name, folder, error)) from error
-        if not getattr(tokenizer, "is_fast", False):
-            raise ModelError(f"the tokenizer of '{name}' has no fast version (tokenizer.json), which offsets need")
+        model, read = loaded
+        _check_loaded(name, model, read, tokenizer)
         commit = getattr(config, "_commit_hash", None)
-        return cls(model.to(device).eval(), tokenizer, f"{name}@{commit}" if commit else name)
+        model.to(device)
+        return cls(model.eval(), tokenizer, f"{name}@{commit}" if commit else name)
 
     def save(self, folder: Path) -> None:
         """Writes model (safetensors) and tokenizer; `load` reads them back unchanged."""
@@ -98,8 +107,8 @@ class LM:
         for name in ("max_position_embeddings", "n_positions", "n_ctx", "seq_length"):
             length = getattr(config, name, None)
             if isinstance(length, int) and length > 0:
-                return max(length, _SHORTEST_CONTEXT)
-        return max(min(int(self.tokenizer.model_max_length), 4096), _SHORTEST_CONTEXT)
+                return length
+        return min(int(self.tokenizer.model_max_length), _LONGEST_CONTEXT)
 
     @property
     def device(self) -> torch.device:
@@ -111,7 +120,7 @@ class LM:
         ids = list(self.tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
         eos = self.tokenizer.eos_token_id
         # Some tokenizers also close a text; a prompt that ends in an end of text would be answered by a new one.
-        if special and text and ids and ids[-1] == eos:
+        if special and len(ids) > 1 and ids[-1] == eos:
             ids.pop()
         return ids
 
@@ -135,8 +144,13 @@ class LM:
                 whole.update(shared[tensor.data_ptr()].encode())  # tied weights are read once
                 continue
             shared[tensor.data_ptr()] = name
-            whole.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        whole.update(self.tokenizer.backend_tokenizer.to_str().encode())
+            whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        config = {k: v for k, v in self.model.config.to_diff_dict().items() if k not in _BOOKKEEPING}
+        spelling = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for passing in ("padding", "truncation"):  # left behind by whoever last asked for a padded batch
+            spelling.pop(passing, None)
+        ends = [self.tokenizer.bos_token, self.tokenizer.eos_token]
+        whole.update(json.dumps([config, spelling, ends], sort_keys=True, default=str).encode())
         return whole.hexdigest()
 
     def parameters(self) -> int:
@@ -170,6 +184,23 @@ def _check_folder(folder: Path, name: str) -> None:
         )
 
 
+def _check_loaded(name: str, model: PreTrainedModel, read: dict[str, Any], tokenizer: object) -> None:
+    missing = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in read.get(kind) or ())
+    if missing:
+        raise ModelError(
+            f"'{name}' lacks {len(missing)} of the model's weights ({missing[0]}, ...), which would be random; "
+            "is it a whole causal language model?"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase) or not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of '{name}' has no fast version (tokenizer.json), which offsets need")
+    embedded = len(model.get_input_embeddings().get_parameter("weight"))
+    if not 0 < tokenizer.vocab_size <= embedded:
+        raise ModelError(
+            f"the tokenizer of '{name}' knows {tokenizer.vocab_size} tokens and the model {embedded}; "
+            "they do not belong together, or no tokenizer was saved beside the model"
+        )
+
+
 def _why_not(name: str, folder: Path, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if folder.is_dir():
@@ -178,7 +209,10 @@ def _why_not(name: str, folder: Path, error: Exception) -> str:
     advice = (
         "HF_HUB_OFFLINE is set and it is not in the cache" if offline else "is the name right and the hub in reach?"
     )
-    return f"cannot load model '{name}' from the hub ({advice}; a private one needs HF_TOKEN): {first}"
+    return (
+        f"there is no folder '{name}' here, and it cannot be loaded from the hub ({advice}; a private one needs "
+        f"HF_TOKEN): {first}"
+    )
 
 
 class _quiet:  # noqa: N801  (a context manager reads as a word)
@@ -187,13 +221,13 @@ class _quiet:  # noqa: N801  (a context manager reads as a word)
     def __enter__(self) -> None:
         self._level = transformers.logging.get_verbosity()
         self._bars = transformers.logging.is_progress_bar_enabled()
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *_: object) -> None:
         transformers.logging.set_verbosity(self._level)
         if self._bars:
-            transformers.logging.enable_progress_bar()
+            transformers.logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 __all__ = [

@@ -62,6 +62,11 @@ class Work:
     config: TrainConfig
     edit_all: bool = False
 
+    @functools.cached_property
+    def public_digest(self) -> str:
+        """Of the documents anyone may use."""
+        return digest_documents(self.corpus.public)
+
     def lab(self, who: str, seed: int, originals: Documents | None = None) -> Lab:
         """A defense's lab."""
         return Lab(
@@ -83,6 +88,7 @@ class Work:
             "seed": seed,
             "recall": self.bench.detector_recall,
             "base": self.base_digest,
+            "public": self.public_digest,
             **self.bench.surroundings(),
         }
 
@@ -125,16 +131,19 @@ def defend(work: Work, defense: Defense, seed: int, documents: Documents | None 
     Raises:
         PluginError: a hook raised, changed its input, or yielded no point.
     """
-    originals = work.corpus.train if documents is None else documents
+    # Copies: a defense that changes what it was given must not reach the ones that run after it.
+    given = work.corpus.train if documents is None else documents
+    originals = tuple(dataclasses.replace(document) for document in given)
     before = digest_documents(originals)
     lab = work.lab(defense.spec, seed, originals)
     lab.config = config = _hook(defense, "configure", lambda: defense.configure(work.config, lab))
     curated, notes = _curate(work, defense, lab, before)
     trained, cost = _train(work, defense, lab, curated)
     points, edit_cost = _edit(work, defense, lab, curated, trained)
-    if digest_documents(originals) != before:
-        raise PluginError(f"defense '{defense.spec}' changed the documents it was given; return new ones instead")
-    return Defended(work, defense, seed, config, originals, curated, points, {**notes, **lab.notes}, cost | edit_cost)
+    _check_documents(defense, originals, before)
+    return Defended(
+        work, defense, seed, config, originals, curated, points, {**notes, **lab.notes}, {**cost, **edit_cost}
+    )
 
 
 def measure(
@@ -156,27 +165,30 @@ def measure(
         "guard": [defense.spec, code_of(defense)] if guarded else "",
         "corpus": work.corpus_digest,
         "curated": defended.curated_digest,
+        "config": dataclasses.asdict(work.config),
     }
 
     def maker(folder: Path) -> Mapping[str, object]:
+        corpus = work.corpus.copy()  # and a copy of the weights below: what one plugin breaks, no other gets
+        attacked = model().copy() if plugin.access == "weights" else model()
         lab = AttackLab(
             work.bench,
             who=plugin.spec,
             seed=seed,
-            originals=work.corpus.train,
-            public=work.corpus.public,
+            originals=corpus.train,
+            public=corpus.public,
             config=work.config,
             base=work.base,
             curated=defended.curated,
             defended=lambda documents, other: _shadow(work, defense, documents, other),
         )
-        target = limited(defended.target(model()), plugin.access)
+        target = limited(defended.target(attacked), plugin.access)
         started = time.monotonic()
-        outcomes = _hook(plugin, "run", lambda: list(plugin.run(target, work.corpus, lab)))
+        outcomes = _hook(plugin, "run", lambda: list(plugin.run(target, corpus, lab)))
         seconds = time.monotonic() - started
-        if work.corpus.digest() != work.corpus_digest:
+        if corpus.digest() != work.corpus_digest:
             raise PluginError(f"'{plugin.spec}' changed the corpus it was given; work on copies instead")
-        if plugin.access == "weights" and model().digest() != point.digest:
+        if plugin.access == "weights" and attacked.digest() != point.digest:
             raise PluginError(f"'{plugin.spec}' changed the weights it was given; work on target.model.copy()")
         write_outcomes(folder / "outcomes.jsonl", outcomes)
         with jsonlines.open(folder / "samples.jsonl", "w") as lines:
@@ -238,7 +250,8 @@ def _curate(work: Work, defense: Defense, lab: Lab, before: str) -> tuple[Docume
         return lab.originals, {}
 
     def draw(epoch: int) -> tuple[list[Document], dict[str, float]]:
-        parts = {**work.inputs(defense, lab.seed), "documents": before, "epoch": epoch}
+        config = dataclasses.asdict(lab.config)
+        parts = {**work.inputs(defense, lab.seed), "documents": before, "epoch": epoch, "config": config}
 
         def maker(folder: Path) -> Mapping[str, object]:
             own = work.lab(defense.spec, lab.seed, lab.originals)
@@ -249,6 +262,7 @@ def _curate(work: Work, defense: Defense, lab: Lab, before: str) -> tuple[Docume
             if not kept or any(document.id not in known for document in kept):
                 what = "left no documents" if not kept else "made documents with ids of its own"
                 raise PluginError(f"'{defense.spec}' failed in curate(): it {what}; keep the ids of those it was given")
+            _check_documents(defense, lab.originals, before)
             write_documents(folder / "documents.jsonl", kept)
             return {"notes": {**own.notes, "curate_seconds": round(time.monotonic() - started, 3)}}
 
@@ -271,10 +285,17 @@ def _train(work: Work, defense: Defense, lab: Lab, curated: Documents) -> tuple[
         "originals": digest_documents(lab.originals),
         "config": dataclasses.asdict(lab.config),
     }
-    artifact = _points(work, "train", parts, defense, lab, lambda: defense.train(work.base, curated, lab))
-    if work.base.digest() != work.base_digest:
-        raise PluginError(f"'{defense.spec}' changed the base model in train(); train a copy (lab.fit does)")
-    return stored_points(artifact), _cost(artifact)
+
+    def hook() -> Iterable[Point]:
+        given = work.base.copy()
+        before = digest_documents(curated)
+        yield from defense.train(given, curated, lab)
+        if given.digest() != work.base_digest:
+            raise PluginError(f"'{defense.spec}' changed the base model in train(); train a copy (lab.fit does)")
+        _check_documents(defense, curated, before)
+
+    artifact = _points(work, "train", parts, defense, lab, hook)
+    return stored_points(artifact), {**lab.cost, **_cost(artifact)}
 
 
 def _edit(
@@ -291,13 +312,18 @@ def _edit(
             "documents": digest_documents(curated),
             "config": dataclasses.asdict(lab.config),
         }
-        artifact = _points(
-            work, "edit", parts, defense, lab, lambda source=source: defense.edit(source.load(lab.device), curated, lab)
-        )
+
+        def hook(source: StoredPoint = source) -> Iterable[Point]:
+            before = digest_documents(curated)
+            yield from defense.edit(source.load(lab.device), curated, lab)
+            _check_documents(defense, curated, before)
+
+        artifact = _points(work, "edit", parts, defense, lab, hook)
         for point in stored_points(artifact):
             points.append(dataclasses.replace(point, label=f"{source.label}/{point.label}", at=source.at))
         for name, value in _cost(artifact).items():
-            cost["edit_seconds" if name == "train_seconds" else name] = value
+            name = name.replace("train", "edit") if name == "train_seconds" else f"edit_{name}"
+            cost[name] = cost.get(name, 0.0) + value
     return points, cost
 
 
@@ -319,7 +345,7 @@ def _points(
         if not saved or len(set(labels)) < len(labels):
             what = "yielded no operating point" if not saved else "yielded two points of one label"
             raise PluginError(f"'{defense.spec}' failed in {kind}(): it {what}")
-        spent = {name: value - replayed.get(name, 0.0) for name, value in lab.cost.items()}
+        spent = {name: lab.cost[name] - replayed[name] for name in ("train_seconds", "tokens")}
         own = max(0.0, time.monotonic() - started - lab.fit_wall)
         return {"points": saved, "notes": lab.notes, "cost": {**spent, "train_seconds": spent["train_seconds"] + own}}
 
@@ -327,6 +353,11 @@ def _points(
     artifact = work.bench.store.make(kind, parts, maker)
     lab.notes.update(artifact.facts["notes"])  # type: ignore[call-overload]
     return artifact
+
+
+def _check_documents(defense: Defense, documents: Documents, before: str) -> None:
+    if digest_documents(documents) != before:
+        raise PluginError(f"defense '{defense.spec}' changed the documents it was given; return new ones instead")
 
 
 def _cost(artifact: Artifact) -> dict[str, float]:

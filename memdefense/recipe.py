@@ -12,7 +12,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping
@@ -48,23 +47,49 @@ def versions() -> dict[str, str]:
 
 
 def _code_of_owner(owner: type | FunctionType) -> str:
-    module = sys.modules.get(owner.__module__)
-    if module is not None and getattr(module, "__file__", None):
+    if _source(owner.__module__) is not None:
         return _closure_digest(owner.__module__)
-    try:  # a class typed into an interpreter or a notebook
-        return digest(_normal(inspect.cleandoc(inspect.getsource(owner))))
-    except (OSError, TypeError, SyntaxError):
-        functions = (
-            [owner]
-            if isinstance(owner, FunctionType)
-            else [v for v in vars(owner).values() if isinstance(v, FunctionType)]
-        )
-        return digest([_bytecode(function.__code__) for function in functions])
+    typed: dict[str, object] = {}
+    _gather(owner, owner.__module__, typed)
+    return digest(typed)
+
+
+def _gather(thing: object, module: str, found: dict[str, object]) -> None:
+    """The compiled code of what was typed into an interpreter or a notebook, and of what it uses from there."""
+    if isinstance(thing, property | classmethod | staticmethod):
+        thing = thing.fget if isinstance(thing, property) else thing.__func__
+    name = getattr(thing, "__qualname__", "")
+    if not isinstance(thing, type | FunctionType) or thing.__module__ != module or name in found:
+        return
+    if isinstance(thing, FunctionType):
+        found[name] = _bytecode(thing.__code__)
+        for used in _names(thing.__code__):
+            _gather(thing.__globals__.get(used), module, found)
+        return
+    found[name] = {
+        key: repr(value) for key, value in vars(thing).items() if isinstance(value, _PLAIN) and not key.startswith("__")
+    }
+    for inner in (*vars(thing).values(), *thing.__bases__):
+        _gather(inner, module, found)
+
+
+_PLAIN = (bool, int, float, str, tuple, type(None))
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = [_names(value) for value in code.co_consts if isinstance(value, CodeType)]
+    return set(code.co_names).union(*inner)
 
 
 def _bytecode(code: CodeType) -> list[object]:
-    constants = [_bytecode(value) if isinstance(value, CodeType) else repr(value) for value in code.co_consts]
+    constants = [_constant(value) for value in code.co_consts]
     return [code.co_name, code.co_code.hex(), constants, list(code.co_names)]
+
+
+def _constant(value: object) -> object:
+    if isinstance(value, CodeType):
+        return _bytecode(value)
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)  # a set's own order is random
 
 
 @functools.cache
@@ -75,8 +100,13 @@ def _closure_digest(module: str) -> str:
 
 
 def _closure(module: str) -> dict[str, Path]:
-    """Every module of the same distribution that ``module`` needs, itself included."""
+    """Every module of the same distribution that ``module`` needs, itself included.
+
+    Of one distribution are the modules of one top-level package, and loose ones that lie side by side in a folder
+    that is nobody's installation: a script and the files it imports.
+    """
     top = module.partition(".")[0]
+    home = _home_folder(top)
     found: dict[str, Path] = {}
     waiting = [module]
     while waiting:
@@ -85,8 +115,23 @@ def _closure(module: str) -> dict[str, Path]:
         if name in found or path is None:
             continue
         found[name] = path
-        waiting.extend(needed for needed in _imports(name, path) if needed.partition(".")[0] == top)
+        for needed in _imports(name, path):
+            other = needed.partition(".")[0]
+            if other == top or (home is not None and _home_folder(other) == home):
+                waiting.append(needed)
     return found
+
+
+@functools.cache
+def _home_folder(top: str) -> Path | None:
+    """Where a top-level module lies; None where others are installed beside it."""
+    if top in sys.stdlib_module_names:
+        return None
+    path = _source(top)
+    if path is None:
+        return None
+    folder = path.parent.parent if path.name == "__init__.py" else path.parent
+    return None if {"site-packages", "dist-packages"} & set(folder.parts) else folder.resolve()
 
 
 def _source(name: str) -> Path | None:
@@ -98,7 +143,8 @@ def _source(name: str) -> Path | None:
         except (ImportError, ValueError):
             return None
         file = spec.origin if spec else None
-    return Path(file) if file and file.endswith(".py") else None
+    script = name == "__main__" and file is not None and Path(file).is_file()
+    return Path(file) if file and (file.endswith(".py") or script) else None
 
 
 def _imports(name: str, path: Path) -> Iterator[str]:
@@ -117,9 +163,10 @@ def _imports(name: str, path: Path) -> Iterator[str]:
 def _running(body: list[ast.stmt]) -> Iterator[ast.AST]:
     """All nodes but those under ``if TYPE_CHECKING``, which never run."""
     for statement in body:
-        if isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
-            continue
-        yield from ast.walk(statement)
+        if isinstance(statement, ast.If) and ast.unparse(statement.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            yield from _running(statement.orelse)
+        else:
+            yield from ast.walk(statement)
 
 
 def _home(module: str, name: str) -> str:

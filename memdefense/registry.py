@@ -6,7 +6,7 @@ Listing imports nothing, and a broken plugin breaks only itself. The grammar of 
     rmft:keep=none,kinds=email|phone       fields, parsed by the field's type; ``|`` separates a tuple's items
     dedup+rmft                             a stack, in order
     none,rmft:keep=none,dedup              a list; a piece with ``=`` and no ``name:`` belongs to the spec before it
-    package.module:Class                   a class that was never registered
+    package.module:Class                   a class that was never registered; ``:field=value`` may follow
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import importlib
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Literal, TypeVar, Union, get_args, get_origin
 
 from memdefense.attack import Attack, Utility
 from memdefense.corpus import Benchmark
 from memdefense.defense import Defense, Stack
-from memdefense.errors import PluginError, SpecError, hint
+from memdefense.errors import MemdefenseError, PluginError, SpecError, hint
 from memdefense.plugin import Plugin
 
 PluginT = TypeVar("PluginT", bound=Plugin)
+Found = TypeVar("Found")
 
 GROUPS: Mapping[str, type[Plugin]] = {
     "defenses": Defense,
@@ -34,26 +35,26 @@ GROUPS: Mapping[str, type[Plugin]] = {
     "utilities": Utility,
     "benchmarks": Benchmark,
 }
-_PATH = re.compile(r"^[A-Za-z_]\w*(\.\w+)+:[A-Za-z_]\w*$")
-_PATH_HEAD = re.compile(r"^([A-Za-z_]\w*(?:\.\w+)+:[A-Za-z_]\w*)(?::(.*))?$", re.DOTALL)
+_PATH = re.compile(r"^[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*$")
+_PATH_HEAD = re.compile(r"^([A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*)(?::(.*))?$", re.DOTALL)
 
 
 def names(group: str) -> dict[str, EntryPoint]:
-    """The entry points of a group by plugin name, nothing imported.
-
-    Raises:
-        PluginError: two distributions own one name.
-    """
+    """The entry points of a group by plugin name, nothing imported; of a name with two owners, the first."""
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=f"memdefense.{group}"):
-        other = found.get(entry.name)
-        if other is not None and other.value != entry.value:
+        found.setdefault(entry.name, entry)
+    return dict(sorted(found.items()))
+
+
+def _sole(group: str, entry: EntryPoint) -> EntryPoint:
+    for other in entry_points(group=f"memdefense.{group}", name=entry.name):
+        if other.value != entry.value:
             raise PluginError(
-                f"two plugins are called '{entry.name}' in {group}: {_owner(other)} and {_owner(entry)}; "
+                f"two plugins are called '{entry.name}' in {group}: {_owner(entry)} and {_owner(other)}; "
                 "uninstall one, or name the class in full (package.module:Class)"
             )
-        found[entry.name] = entry
-    return dict(sorted(found.items()))
+    return entry
 
 
 def load(group: str, name: str) -> type[Plugin]:
@@ -61,12 +62,13 @@ def load(group: str, name: str) -> type[Plugin]:
 
     Raises:
         SpecError: unknown name, with the nearest known ones.
-        PluginError: it cannot be imported, or is not of the group's kind.
+        PluginError: it cannot be imported, is not of the group's kind, or two distributions own the name.
     """
     kind = GROUPS[group]
     if _PATH.match(name):
         module, _, attribute = name.partition(":")
-        found = _imported(name, lambda: getattr(importlib.import_module(module), attribute))
+        advice = "; is its folder on PYTHONPATH?"
+        found = _imported(name, lambda: getattr(importlib.import_module(module), attribute), advice)
     else:
         known = names(group)
         entry = known.get(name.strip().lower().replace("_", "-"))
@@ -75,7 +77,7 @@ def load(group: str, name: str) -> type[Plugin]:
                 f"unknown {_singular(group)} '{name}'{hint(name, known)} "
                 "(a plugin just added needs its distribution installed again)"
             )
-        found = _imported(f"{entry.name} ({_owner(entry)})", entry.load)
+        found = _imported(f"{entry.name} ({_owner(entry)})", _sole(group, entry).load)
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise PluginError(f"'{name}' is not a {kind.__name__}: derive its class from memdefense.{kind.__name__}")
     return found
@@ -87,7 +89,7 @@ def build(group: str, spec: str, **defaults: object) -> list[Plugin]:
         parts = _stack_parts(spec)
         if len(parts) > 1:
             return [Stack(parts=tuple(typing.cast(Defense, _one(group, part)) for part in parts))]
-    name, fields = _split(spec)
+    name, fields = _split(spec, group)
     kind = load(group, name)
     if not fields and not defaults and issubclass(kind, Defense):
         return list(kind.grid())
@@ -121,7 +123,7 @@ def split_list(text: str) -> list[str]:
 
 
 def _one(group: str, spec: str) -> Plugin:
-    name, fields = _split(spec)
+    name, fields = _split(spec, group)
     return _make(load(group, name), name, fields, {})
 
 
@@ -130,9 +132,10 @@ def _stack_parts(spec: str) -> list[str]:
     return re.split(r"\+(?=[A-Za-z][\w.-]*(?::|\+|$))", spec)
 
 
-def _split(spec: str) -> tuple[str, dict[str, str]]:
+def _split(spec: str, group: str) -> tuple[str, dict[str, str]]:
     path = _PATH_HEAD.match(spec)
-    if path and "=" not in path.group(1):
+    # ``rmft:keep`` is a field without its value, not the class ``keep`` of a module ``rmft``.
+    if path and (spec.partition(":")[0].lower().replace("_", "-") not in names(group)):
         name, rest = path.group(1), path.group(2) or ""
     else:
         name, _, rest = spec.partition(":")
@@ -146,14 +149,19 @@ def _split(spec: str) -> tuple[str, dict[str, str]]:
 
 
 def _make(kind: type[PluginT], name: str, fields: Mapping[str, str], defaults: Mapping[str, object]) -> PluginT:
-    known = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
-    hints = typing.get_type_hints(kind) if fields else {}
+    known: set[str] = {field.name for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    hints = _imported(name, lambda: typing.get_type_hints(kind)) if fields else {}
     values: dict[str, object] = {field: value for field, value in defaults.items() if field in known}
     for field, text in fields.items():
         if field not in known:
             raise SpecError(f"'{name}' has no field '{field}'{hint(field, known)}")
         values[field] = convert(text, hints[field], f"{name}:{field}")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except MemdefenseError:
+        raise
+    except Exception as error:
+        raise PluginError(f"'{name}' cannot be built from {values or 'its defaults'}: {error}") from error
 
 
 def convert(text: str, kind: object, where: str) -> object:
@@ -183,7 +191,7 @@ def convert(text: str, kind: object, where: str) -> object:
         raise SpecError(f"{where} is '{text}'; write true or false")
     if kind in (int, float):
         try:
-            return kind(text)  # type: ignore[operator]
+            return int(text) if kind is int else float(text)
         except ValueError:
             what = "a whole number" if kind is int else "a number"
             raise SpecError(f"{where} is '{text}'; it takes {what}") from None
@@ -192,11 +200,11 @@ def convert(text: str, kind: object, where: str) -> object:
     raise SpecError(f"{where} cannot be set from a spec; build the object in Python")
 
 
-def _imported(what: str, get: typing.Callable[[], object]) -> object:
+def _imported(what: str, get: Callable[[], Found], advice: str = "") -> Found:
     try:
         return get()
     except Exception as error:
-        raise PluginError(f"plugin {what} cannot be imported: {type(error).__name__}: {error}") from error
+        raise PluginError(f"plugin {what} cannot be imported: {type(error).__name__}: {error}{advice}") from error
 
 
 def _owner(entry: EntryPoint) -> str:

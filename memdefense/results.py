@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import errno
 import importlib.metadata
 import json
 import math
@@ -54,17 +56,13 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / "results.jsonl"
-        try:
+        with self._writing():
             (folder / "outcomes").mkdir(parents=True, exist_ok=True)
             if self._path.exists():
                 whole = self._path.read_bytes()
                 if whole and not whole.endswith(b"\n"):
-                    self._path.write_bytes(whole[: whole.rfind(b"\n") + 1])
+                    os.truncate(self._path, whole.rfind(b"\n") + 1)
             self._path.touch()
-        except OSError as error:
-            raise DataError(
-                f"cannot write results to {folder}: {error.strerror}; choose another -o/--output"
-            ) from error
         self._seen = {row.get("key") for row in read_rows(folder)}
 
     def row(self, row: Row) -> None:
@@ -73,17 +71,30 @@ class Writer:
             return
         self._seen.add(row["key"])
         line = (json.dumps(plain(row)) + "\n").encode()
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line)
-        finally:
-            os.close(descriptor)
+        with self._writing():
+            descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                if os.write(descriptor, line) < len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            finally:
+                os.close(descriptor)
 
     def text(self, name: str, content: str) -> None:
         """Writes a file beside the rows, by one rename."""
         aside = self.folder / f"{name}.{os.getpid()}"
-        aside.write_text(content)
-        aside.replace(self.folder / name)
+        with self._writing():
+            aside.write_text(content)
+            aside.replace(self.folder / name)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"cannot write results to {self.folder}: {error.strerror}; what was measured is in the store. Choose "
+                "another -o/--output, or free some space, and run the same command again"
+            ) from error
 
 
 def read_rows(folder: Path) -> Iterator[Row]:

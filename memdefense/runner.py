@@ -170,7 +170,17 @@ class Sheet:
         self._references[seed] = cast(_Reference, retried(self._work.bench, lambda: self._reference(seed)))
 
     def unit(self, label: str, defense: Defense, seed: int) -> None:
-        """All rows of one defense on one seed; an error is a row for every attack, and nothing more."""
+        """All rows of one defense on one seed; an error is a row for every attack, and nothing more.
+
+        Called again after a damaged artifact, it replaces what it had added.
+        """
+        self.rows = [
+            r for r in self.rows if (r["defense_label"], r["defense_spec"], r["seed"]) != (label, defense.spec, seed)
+        ]
+        for (name, spec), points in self._measured.items():
+            if name == label:
+                kept = [p for p in points if (p.spec, p.seed) != (defense.spec, seed)]
+                self._measured[name, spec] = kept
         try:
             defended = defend(self._work, defense, seed)
         except StoreError:
@@ -187,9 +197,8 @@ class Sheet:
         found = []
         for label, specs in arms.items():
             for attack in self._attacks:
-                arm = Arm(
-                    self._measured.get((label, attack.spec), []), self._measured.get((UNDEFENDED.spec, attack.spec), [])
-                )
+                undefended = self._measured.get((UNDEFENDED.spec, attack.spec), [])
+                measured = {name: Arm(self._measured.get((name, attack.spec), []), undefended) for name in arms}
                 rows = [r for r in self.rows if r["defense_label"] == label and r["attack_spec"] == attack.spec]
                 statuses: dict[str, int] = {}
                 for row in rows:
@@ -204,7 +213,7 @@ class Sheet:
                     "errors": sorted({row["error"] for row in rows if row["error"]}),
                     "train_seconds": math.fsum(_cost_of(rows, "train_seconds")),
                 }
-                entry = {**named, **entry_of(arm), "provenance": self._provenance}
+                entry = {**named, **entry_of(measured[label], list(measured.values())), "provenance": self._provenance}
                 entry["recipe"] = digest(sorted({row["recipe"] for row in rows}))
                 entry["key"] = digest([entry["recipe"], sorted(row["key"] for row in rows)])
                 found.append(entry)
@@ -272,7 +281,9 @@ class Sheet:
                 point.label if len(defended.points) == 1 or label == defense.spec else f"{defense.spec}@{point.label}"
             )
             self._measured.setdefault((label, attack.spec), []).append(
-                Measured(seed, name, delta, scores, terms, utility[Perplexity.name].headline.value, status)
+                Measured(
+                    seed, name, delta, scores, terms, utility[Perplexity.name].headline.value, status, defense.spec
+                )
             )
             row = {
                 **self._head(label, defense, attack, seed, point.label),

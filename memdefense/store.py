@@ -52,16 +52,21 @@ class Artifact:
             DamagedError: the content is not what was written.
         """
         for inner, expected in self.files.items():
-            if (inner == name or inner.startswith(name + "/")) and _hash(self.folder / inner) != expected:
-                raise DamagedError(self.key, inner)
+            if inner == name or inner.startswith(name + "/"):
+                try:
+                    same = _hash(self.folder / inner) == expected
+                except FileNotFoundError:
+                    same = False
+                if not same:
+                    raise DamagedError(self.key, inner)
         return self.folder / name
 
 
-class DamagedError(Exception):
+class DamagedError(StoreError):
     """An artifact whose content changed after it was made; it is removed and made again."""
 
     def __init__(self, key: str, file: str) -> None:
-        super().__init__(f"{file} of {key[:12]} is not what was written")
+        super().__init__(f"{file} of artifact {key[:12]} is not what was written")
         self.key = key
 
 
@@ -166,12 +171,21 @@ class Store:
         try:
             yield
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR):
+            if error.errno in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+                errno.EROFS,
+                errno.EACCES,
+                errno.EPERM,
+                errno.ENOTDIR,
+                errno.EEXIST,
+            ):
                 raise StoreError(self._cannot(os.strerror(error.errno))) from error
             raise
         except Exception as error:  # safetensors and torch wrap the operating system's error in their own
-            if "No space left on device" in str(error) or "os error 28" in str(error):
-                raise StoreError(self._cannot("no space left on the device")) from error
+            for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                if os.strerror(code) in str(error) or f"os error {code})" in str(error):
+                    raise StoreError(self._cannot(os.strerror(code))) from error
             raise
 
     def _cannot(self, why: str) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from memdefense.errors import ModelError
+from memdefense.errors import ModelError, PluginError, SpecError
 
 if TYPE_CHECKING:
     from memdefense.lm import LM
@@ -34,10 +34,16 @@ TextGuard = Callable[[str, str], str]
 # Teacher-forced and incremental passes add up in another order; an arg-max with a smaller lead than this, in nats,
 # could differ between them, so that only generation can tell.
 _CLEAR_LEAD = 1e-3
-# Rows of the vocabulary-sized work that stay in a core's cache together.
-_CACHE_FLOATS = 1 << 18
+# White space that may stand before a value `continues` looks for, in tokens; and what its budget is rounded up to, so
+# that prompts with values of about one length can be generated together.
+_SLACK, _ROUND = 8, 16
+# Vocabulary-sized work done at a time: on a CPU what stays in a core's cache, elsewhere what keeps the device busy.
+_MEASURED_FLOATS = {"cpu": 1 << 17}
 _BATCH_LOGITS = 1 << 27
 _BATCH_TOKENS = {"cpu": 8192, "cuda": 131072, "mps": 16384}
+_CACHE_BYTES = 1 << 28  # of keys and values in one batch, where the token budget would leave it smaller
+# A pass without generation gains nothing from more rows on a CPU, and loses to padding and to the cache.
+_PASS_TOKENS = {**_BATCH_TOKENS, "cpu": 2048}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class Sampling:
     """How a next token is drawn.
 
     Attributes:
-        temperature: 0 is greedy decoding.
+        temperature: 0 is greedy decoding, whose distribution is all on the arg-max.
         top_k: only the k most probable tokens; 0 is the full vocabulary.
         seed: of the draws; the draw for a prompt depends on it and on the prompt's place in the call alone.
     """
@@ -54,9 +60,19 @@ class Sampling:
     top_k: int = 0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf") or self.top_k < 0:
+            raise SpecError(
+                f"temperature {self.temperature}, top_k {self.top_k}: neither can be negative, and the temperature "
+                "must be finite"
+            )
+
     def warp(self, logprobs: Tensor) -> Tensor:
         """The log-probabilities (..., V) that this scheme draws from."""
-        if self.temperature not in (0.0, 1.0):
+        if self.temperature == 0:
+            best = logprobs.argmax(-1, keepdim=True)
+            return torch.full_like(logprobs, -torch.inf).scatter_(-1, best, 0.0)
+        if self.temperature != 1:
             logprobs = torch.log_softmax(logprobs / self.temperature, -1)
         if 0 < self.top_k < logprobs.shape[-1]:
             least = logprobs.topk(self.top_k, -1).values[..., -1:]
@@ -158,10 +174,12 @@ class LocalTarget:
         A prompt longer than the context leaves room for keeps its last tokens. Prompts are padded on the left and
         sorted by length; with greedy decoding the result equals the model's own arg-max, token by token.
         """
+        if max_new_tokens < 1:
+            raise SpecError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
         ids = [self._room(self._prompt(prompt), max_new_tokens) for prompt in prompts]
         drawn = self.owned or sampling
         new: list[list[int]] = [[] for _ in prompts]
-        for rows in self._batches([len(row) + max_new_tokens for row in ids], self.lm.model.config.vocab_size):
+        for rows in self._batches([len(row) + max_new_tokens for row in ids], kept=1):
             for row, tokens in zip(
                 rows, self._continue([ids[r] for r in rows], rows, max_new_tokens, drawn), strict=True
             ):
@@ -172,15 +190,21 @@ class LocalTarget:
         """Whether greedy generation begins with the value, leading white space aside.
 
         One teacher-forced pass decides wherever it provably equals generation: every token of the value is the clear
-        arg-max, or the first other arg-max already spells something else. Only the rest is generated.
+        arg-max, or the first other arg-max already spells something else. Only the rest is generated, with enough
+        tokens for any spelling of the value, byte by byte at worst.
         """
         answers: list[bool | None] = [None] * len(prompts)
-        if not self.texts and (self.owned is None or self.owned.temperature == 0):
-            answers = self._forced(prompts, values)
-        rest = [row for row, answer in enumerate(answers) if answer is None]
-        if rest:
-            longest = max(len(self.lm.encode(values[row], special=False)) for row in rest)
-            texts = self.generate([prompts[row] for row in rest], max_new_tokens=longest + 8)
+        bodies = [self.lm.encode(value, special=False) for value in values]
+        budgets = [self._budget(value, body) for value, body in zip(values, bodies, strict=True)]
+        # In half precision no lead is clear.
+        exact = self.lm.model.dtype in (torch.float32, torch.float64)
+        if exact and not self.texts and (self.owned is None or self.owned.temperature == 0):
+            answers = self._forced(prompts, values, bodies, budgets)
+        for budget in sorted(set(budgets)):
+            rest = [row for row, answer in enumerate(answers) if answer is None and budgets[row] == budget]
+            if not rest:
+                continue
+            texts = self.generate([prompts[row] for row in rest], max_new_tokens=budget)
             for row, text in zip(rest, texts, strict=True):
                 answers[row] = text.lstrip().startswith(values[row].strip())
         return [bool(answer) for answer in answers]
@@ -205,7 +229,7 @@ class LocalTarget:
         ]
         parts: list[list[tuple[int, list[npt.NDArray[np.float64]]]]] = [[] for _ in texts]
         drawn = self.owned or sampling
-        for rows in self._batches([len(job.ids) for job in jobs], self.lm.model.config.vocab_size):
+        for rows in self._batches([len(job.ids) for job in jobs]):
             for row, found in zip(rows, self._score([jobs[r] for r in rows], drawn), strict=True):
                 parts[jobs[row].text].append((jobs[row].place, found))
         return [
@@ -229,20 +253,42 @@ class LocalTarget:
             raise ModelError(f"{new} new tokens do not fit the model's context of {self.lm.context}; ask for fewer")
         return ids[-room:]
 
+    def _budget(self, value: str, body: list[int]) -> int:
+        """New tokens within which generation must have begun with a value."""
+        bytewise = -(-(len(value.encode("utf-8", "surrogatepass")) + _SLACK) // _ROUND) * _ROUND
+        return min(bytewise, max(len(body) + _SLACK, self.lm.context // 2))
+
     def _text(self, prompt: str, ids: list[int], new: list[int]) -> str:
         text = self._spelled(ids, new)
         for guard in self.texts:
             text = guard(prompt, text)
         return text
 
-    def _batches(self, lengths: Sequence[int], vocabulary: int) -> Iterator[list[int]]:
-        """Rows of similar length together, the longest first, so that a lack of memory shows at once."""
+    def _token_bytes(self) -> int:
+        """What the key-value cache keeps of one token, in bytes."""
+        config = self.lm.model.config.get_text_config()
+        heads = getattr(config, "num_attention_heads", 0)
+        if not heads:  # no attention, so nothing grows with the tokens; the token budget stays as it is
+            return _CACHE_BYTES
+        per_head = getattr(config, "head_dim", None) or config.hidden_size // heads
+        width = (getattr(config, "num_key_value_heads", None) or heads) * per_head
+        return max(1, int(2 * config.num_hidden_layers * width * 4))
+
+    def _batches(self, lengths: Sequence[int], *, kept: int = 0) -> Iterator[list[int]]:
+        """Rows of similar length together, the longest first, so that a lack of memory shows at once.
+
+        ``kept`` is at how many positions of a row logits are held at a time; 0 is all.
+        """
         order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-        tokens = _BATCH_TOKENS.get(self.lm.device.type, 8192)
+        tokens = (_BATCH_TOKENS if kept else _PASS_TOKENS).get(self.lm.device.type, 8192)
+        if kept:  # a small model's cache is small too: a step then costs the same for many more rows
+            tokens = max(tokens, _CACHE_BYTES // self._token_bytes())
+        vocabulary = self.lm.model.config.vocab_size
         start = 0
         while start < len(order):
             longest = max(1, lengths[order[start]])
-            size = self.batch_size or max(1, min(tokens // longest, _BATCH_LOGITS // (longest * vocabulary), 512))
+            logits = (kept or longest) * vocabulary
+            size = self.batch_size or max(1, min(tokens // longest, _BATCH_LOGITS // logits, 512))
             yield order[start : start + size]
             start += size
 
@@ -256,11 +302,11 @@ class LocalTarget:
         hidden = _Hidden(model) if self.laws else None
         if self.laws or sampling.temperature > 0:
             processors.append(_Drawn(self.laws, sampling, rows, hidden, padded.shape[1], mask.to(device)))
-        settings = GenerationConfig(
+        settings = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=new, do_sample=False, num_beams=1, use_cache=True, pad_token_id=eos or 0, eos_token_id=eos
         )
         # A model's own generation defaults (a repetition penalty, say) would fill what is not set here.
-        theirs, model.generation_config = model.generation_config, GenerationConfig()
+        theirs, model.generation_config = model.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
         try:
             out = model.generate(  # type: ignore[operator]
                 input_ids=padded.to(device),
@@ -276,12 +322,12 @@ class LocalTarget:
         return [row[: row.index(eos)] if eos in row else row for row in fresh]
 
     @torch.inference_mode()
-    def _forced(self, prompts: Sequence[str], values: Sequence[str]) -> list[bool | None]:
+    def _forced(
+        self, prompts: Sequence[str], values: Sequence[str], bodies: list[list[int]], budgets: list[int]
+    ) -> list[bool | None]:
         answers: list[bool | None] = [None] * len(prompts)
-        bodies = [self.lm.encode(value, special=False) for value in values]
-        heads = [self._room(self._prompt(prompt), len(body) + 8) for prompt, body in zip(prompts, bodies, strict=True)]
-        vocabulary = self.lm.model.config.vocab_size
-        for rows in self._batches([len(heads[r]) + len(bodies[r]) for r in range(len(prompts))], vocabulary):
+        heads = [self._room(self._prompt(prompt), budget) for prompt, budget in zip(prompts, budgets, strict=True)]
+        for rows in self._batches([len(heads[r]) + len(bodies[r]) for r in range(len(prompts))]):
             logprobs, _ = self._forward([heads[r] + bodies[r] for r in rows])
             for place, row in enumerate(rows):
                 start, body = len(heads[row]) - 1, bodies[row]
@@ -295,7 +341,7 @@ class LocalTarget:
         value = value.strip()
         said: list[int] = []
         for token, first, margin in zip(body, best, lead, strict=True):
-            if margin < _CLEAR_LEAD:
+            if not margin >= _CLEAR_LEAD:  # written so that no number is no lead either
                 return None
             said.append(first)
             if first != token:
@@ -319,18 +365,14 @@ class LocalTarget:
     def _windows(self, text: int, head: list[int], body: list[int]) -> Iterator[_Window]:
         """Pieces of one text that fit the context: each token is scored once, after at least half a context."""
         context = self.lm.context
-        head = head[-(context // 2) :] if head and len(head) + len(body) > context else head
-        ids, skip = head + body, len(head)
-        if len(ids) <= context:
-            yield _Window(text, 0, ids, max(skip, 1))
-            return
-        first = True
-        for start in range(0, len(ids) - context // 2, context // 2):
+        head = head[-max(context // 2, context - len(body)) :]
+        ids, first = head + body, max(len(head), 1)
+        if len(ids) <= first:
+            return  # nothing to score
+        step = context // 2
+        for start in range(0, max(1, len(ids) - (context - step)), step):
             piece = ids[start : start + context]
-            yield _Window(text, start, piece, max(skip, 1) if first else context // 2)
-            first = False
-            if start + context >= len(ids):
-                return
+            yield _Window(text, start, piece, first if start == 0 else context - step)
 
     def _forward(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Guarded log-probabilities (B, T, V) of right-padded rows, and the padded ids (B, T)."""
@@ -351,17 +393,16 @@ class LocalTarget:
 
     def _score(self, windows: list[_Window], sampling: Sampling) -> list[list[npt.NDArray[np.float64]]]:
         logits, padded = self._forward([window.ids for window in windows])
-        found = []
-        step = max(1, _CACHE_FLOATS // logits.shape[-1])
-        for row, window in enumerate(windows):
-            places = range(window.scored - 1, len(window.ids) - 1)
-            pieces = []
-            for start in range(places.start, places.stop, step):
-                stop = min(start + step, places.stop)
-                pieces.append(_measure(logits[row, start:stop], padded[row, start + 1 : stop + 1], sampling))
-            columns = torch.cat(pieces) if pieces else torch.zeros(0, 4)
-            found.append(list(columns.double().cpu().numpy().T))
-        return found
+        size = logits.shape[-1]
+        flat, targets = logits.reshape(-1, size), padded.roll(-1, 1).reshape(-1)
+        step = max(1, _MEASURED_FLOATS.get(logits.device.type, 1 << 26) // size)
+        banning = bool(self.laws) or sampling != PLAIN
+        pieces = [
+            _measure(flat[start : start + step], targets[start : start + step], sampling, banning)
+            for start in range(0, len(flat), step)
+        ]
+        columns = torch.cat(pieces).double().cpu().numpy().reshape(*padded.shape, 4)
+        return [list(columns[row, window.scored - 1 : len(window.ids) - 1].T) for row, window in enumerate(windows)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -372,19 +413,23 @@ class _Window:
     scored: int  # the first token of ``ids`` that is scored here
 
 
-def _measure(logits: Tensor, targets: Tensor, sampling: Sampling) -> Tensor:
+def _measure(logits: Tensor, targets: Tensor, sampling: Sampling, banning: bool) -> Tensor:
     """(N, V) logits and (N,) targets to (N, 4): logprob, mean, std, rank."""
-    logprobs = torch.log_softmax(logits.float(), -1)
+    scores = logits.float()
     if sampling != PLAIN:
-        logprobs = sampling.warp(logprobs)
-    mine = logprobs.gather(-1, targets[:, None])
-    rank = (logprobs > mine).sum(-1)
-    probability = logprobs.exp()
-    weighted = probability * logprobs if sampling == PLAIN else torch.nan_to_num(probability * logprobs)
-    mean = weighted.sum(-1)
-    second = (weighted * logprobs).sum(-1) if sampling == PLAIN else torch.nan_to_num(weighted * logprobs).sum(-1)
-    std = (second - mean * mean).clamp_min(0).sqrt()
-    return torch.stack([mine[:, 0], mean, std, rank.float()], -1)
+        scores = sampling.warp(torch.log_softmax(scores, -1))
+    mine = scores.gather(-1, targets[:, None])
+    work = torch.empty_like(scores)  # one buffer throughout: the chunk stays in the cache
+    rank = torch.gt(scores, mine, out=work).sum(-1, keepdim=True)
+    top = scores.amax(-1, keepdim=True)
+    weight = torch.sub(scores, top, out=work).exp()
+    total = weight.sum(-1, keepdim=True)
+    if banning:  # a token that cannot come adds nothing, but 0 times infinity is no number
+        work.clamp_min_(torch.finfo(torch.float16).min)
+    mean = (weight * work).sum(-1, keepdim=True) / total
+    # Around the mean, and not as a difference of two large numbers.
+    std = (work.sub_(mean).square_().mul_(weight).sum(-1, keepdim=True) / total).sqrt()
+    return torch.cat([mine - top - total.log(), mean - total.log(), std, rank], -1)
 
 
 def _joined(tokens: Ints, parts: list[tuple[int, list[npt.NDArray[np.float64]]]]) -> Signals:
@@ -436,7 +481,7 @@ class _Drawn(LogitsProcessor):
         self._width, self._mask = width, mask
         self._noise = [torch.Generator().manual_seed(_seed(sampling.seed, row)) for row in rows]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         logprobs = torch.log_softmax(scores.float(), -1)
         if self._hidden:
             ids = input_ids.clone()
@@ -482,5 +527,7 @@ def limited(target: Target, access: str) -> TextTarget:
         return _TextOnly(target.generate, target.continues)
     if access == "logprobs":
         return _WithLogprobs(target.generate, target.continues, target.signals)
+    if access != "weights":
+        raise PluginError(f"'{access}' is no access; an attack declares text, logprobs or weights")
     model: LM = target.model  # type: ignore[attr-defined]
     return _WithWeights(target.generate, target.continues, target.signals, model)

@@ -77,11 +77,14 @@ class TrainConfig:
         for name in ("batch_size", "block_size", "checkpoints"):
             if getattr(self, name) < 1:
                 raise SpecError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.steps < 0 or self.epochs < 0 or self.learning_rate <= 0 or not math.isfinite(self.learning_rate):
+        if self.steps < 0 or not 0 <= self.epochs < math.inf or not 0 < self.learning_rate < math.inf:
             raise SpecError(
                 f"epochs {self.epochs}, steps {self.steps}, learning rate {self.learning_rate}: epochs and steps "
                 "cannot be negative, and the learning rate must be above 0"
             )
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SpecError(f"{name} is {getattr(self, name)}; it cannot be negative")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,10 +112,11 @@ class Loss(Protocol):
 
 def next_token_loss(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """The sum of -log p(token | tokens before it) in nats, and how many tokens it is over."""
-    logits = model(input_ids=batch.ids, use_cache=False).logits[:, :-1]
-    labels = batch.labels[:, 1:]
+    logits = model(input_ids=batch.ids, use_cache=False).logits
+    # The labels are shifted and not the logits, which would be copied.
+    labels = torch.nn.functional.pad(batch.labels[:, 1:], (0, 1), value=-100)
     total = torch.nn.functional.cross_entropy(
-        logits.reshape(-1, logits.shape[-1]).float(), labels.reshape(-1), reduction="sum", ignore_index=-100
+        logits.flatten(0, 1).float(), labels.flatten(), reduction="sum", ignore_index=-100
     )
     return total, (labels != -100).sum()
 
@@ -155,13 +159,14 @@ def rows(config: TrainConfig, documents: Documents, lm: LM, *, seed: int) -> Row
     """
     block = config.block_size
     wanted = config.steps * config.batch_size if config.steps else 0
-    tokenized = _Tokenized(lm)
+    tokenized = _Tokenized(lm, documents)
     made: list[tuple[Column, Column, Column]] = []
     left: list[list[int]] = [[], [], []]
     for epoch in range(math.ceil(config.epochs) if not wanted else wanted * block + 1):
         chosen = ordered(documents.epoch(epoch) if isinstance(documents, Redrawn) else documents, seed, epoch)
         if not wanted:
-            chosen = chosen[: math.ceil(len(chosen) * min(1.0, config.epochs - epoch))]
+            # Rounded first: 2.1 - 2 is a little more than a tenth.
+            chosen = chosen[: math.ceil(round(len(chosen) * min(1.0, config.epochs - epoch), 6))]
         before = len(made)
         made.extend(_packed(config, tokenized, chosen, left))
         if wanted and len(made) >= wanted:
@@ -175,30 +180,30 @@ def rows(config: TrainConfig, documents: Documents, lm: LM, *, seed: int) -> Row
     return Rows(ids, np.where(document >= 0, ids, -100).astype(np.int32), document, offset)
 
 
-def count_steps(config: TrainConfig, documents: Documents, lm: LM) -> int:
-    """How many optimizer steps a run takes."""
+def count_steps(config: TrainConfig, documents: Documents, lm: LM, *, seed: int = 0) -> int:
+    """How many optimizer steps a run takes; with a fraction of an epoch that depends on the seed."""
     if config.steps:
         return config.steps
-    return math.ceil(len(rows(config, documents, lm, seed=0)) / config.batch_size) if config.epochs else 0
+    return math.ceil(len(rows(config, documents, lm, seed=seed)) / config.batch_size) if config.epochs else 0
 
 
 class _Tokenized:
     """Token ids by text, each text tokenized once however many epochs it is seen in."""
 
-    def __init__(self, lm: LM) -> None:
+    def __init__(self, lm: LM, documents: Documents) -> None:
         self._lm = lm
         self._ids: dict[str, list[int]] = {}
         self._index: dict[str, int] = {}
+        for document in documents:
+            self._index.setdefault(document.id, len(self._index))
         self._end = lm.separator()
 
     def __call__(self, documents: Sequence[Document]) -> Iterator[tuple[int, list[int]]]:
-        fresh = list({document.text for document in documents} - self._ids.keys())
-        for start in range(0, len(fresh), 1000):
-            texts = sorted(fresh[start : start + 1000])
-            for text in texts:
-                self._ids[text] = self._lm.encode(text) + self._end
         for document in documents:
-            yield self._index.setdefault(document.id, len(self._index)), self._ids[document.text]
+            ids = self._ids.get(document.text)
+            if ids is None:
+                ids = self._ids[document.text] = self._lm.encode(document.text) + self._end
+            yield self._index.setdefault(document.id, len(self._index)), ids
 
 
 def _packed(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from memdefense import pii
 from memdefense.attack import Access, Outcome, Utility
 from memdefense.corpus import Corpus, Document
 from memdefense.score import Score, Scores
@@ -16,6 +18,10 @@ from memdefense.score import Score, Scores
 if TYPE_CHECKING:
     from memdefense.lab import AttackLab
     from memdefense.lm import LogprobTarget, TextTarget
+
+
+# Context that generation may take for itself beside the value.
+_SPARE = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Perplexity(Utility):
         documents = [(document, "held_out") for document in corpus.held_out]
         documents += [(document, "general") for document in corpus.general]
         signals = target.signals([document.text for document, _ in documents])
+        for document in corpus.held_out:  # on real mail, values that members share are no secrets of this split
+            spans.setdefault(document.id, []).extend((hit.start, hit.end) for hit in pii.find(document.text))
         for (document, split), signal in zip(documents, signals, strict=True):
             inside = _tokens_inside(document, spans.get(document.id, []), lab, len(signal.tokens))
             nll = -signal.logprob.astype(np.float64)
@@ -90,9 +98,11 @@ class Continuation(Utility):
         cuts = [_word_end(document.text, max(len(document.text) // 2 - self.length // 2, 1)) for document in chosen]
         prompts = [document.text[:cut] for document, cut in zip(chosen, cuts, strict=True)]
         truths = [d.text[cut : cut + self.length] for d, cut in zip(chosen, cuts, strict=True)]
-        longest = max((len(lab.tokenizer(t, add_special_tokens=False)["input_ids"]) for t in truths), default=1)
-        said = target.generate(prompts, max_new_tokens=min(longest, 64))
+        longest = max((_tokens(truth, lab) for truth in truths), default=1)
+        said = target.generate(prompts, max_new_tokens=max(1, min(longest, 64, lab.base.context // 2)))
         for document, truth, text in zip(chosen, truths, said, strict=True):
+            if not truth.strip():
+                continue
             chrf = sentence_chrf(text[: self.length].strip() or " ", [truth.strip()]).score / 100
             yield Outcome(document.id, document.author or document.id, False, {"chrf": chrf})
 
@@ -125,15 +135,11 @@ class Copy(Utility):
                 if place.document not in texts or place.form != "plain":
                     continue
                 written = texts[place.document][place.start : place.end]
-                if (
-                    first.setdefault(place.document, written) == written
-                    and written in texts[place.document][: place.start]
-                ):
-                    repeats.append(
-                        (f"{secret.id}@{place.start}", secret.group, texts[place.document][: place.start], written)
-                    )
+                before = texts[place.document][: place.start]
+                if first.setdefault(place.document, written) == written and written in before:
+                    repeats.append((f"{secret.id}@{place.document}/{place.start}", secret.group, before, written))
         repeats.sort(key=lambda repeat: hashlib.sha256(repeat[0].encode()).digest())
-        repeats = repeats[: self.places]
+        repeats = list(itertools.islice((repeat for repeat in repeats if _in_sight(*repeat[2:], lab)), self.places))
         copied = target.continues(
             [prompt.rstrip(" ") for _, _, prompt, _ in repeats],
             [(" " if prompt.endswith(" ") else "") + written for _, _, prompt, written in repeats],
@@ -154,6 +160,16 @@ def _column(outcomes: Sequence[Outcome], name: str) -> np.ndarray[tuple[int], np
 
 def _sample(documents: Sequence[Document], count: int) -> list[Document]:
     return sorted(documents, key=lambda document: hashlib.sha256(document.id.encode()).digest())[:count]
+
+
+def _tokens(text: str, lab: AttackLab) -> int:
+    return len(lab.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _in_sight(prompt: str, written: str, lab: AttackLab) -> bool:
+    """Whether a value stands in the part of the prompt that the model's context holds."""
+    after = prompt[prompt.rindex(written) :]
+    return _tokens(after, lab) + len(written.encode("utf-8", "replace")) + _SPARE <= lab.base.context
 
 
 def _word_end(text: str, place: int) -> int:

@@ -53,15 +53,7 @@ def training() -> dict[str, float]:
     for _ in range(REPEATS):
         bare.append(_bare_loop(lm, data, config))
         with tempfile.TemporaryDirectory() as folder:
-            ticks: list[float] = []
-            fit(
-                lm,
-                documents,
-                Path(folder),
-                config=config,
-                seed=0,
-                progress=lambda *_: ticks.append(time.perf_counter()),
-            )
+            ticks = _fit_ticks(lm, documents, Path(folder), config)
         # From the end of the fifth step to the end of the last but one: neither warm-up nor the checkpoint's writing.
         ours.append((len(ticks) - 6) * config.batch_size * config.block_size / (ticks[-2] - ticks[4]))
     middle = REPEATS // 2

@@ -13,6 +13,8 @@ from memdefense.corpus import Document
 from memdefense.lm import LM
 from memdefense.store import Store
 
+torch.set_num_threads(1)  # models this small are slowed by threads that wait for each other
+
 SENTENCES = [
     "The meeting on Tuesday is moved to the large room on the second floor.",
     "Please call Anna at +1 415 555 0134 or write to anna.bell@example.com before noon.",
@@ -25,7 +27,8 @@ SENTENCES = [
 def tiny_lm() -> LM:
     """A GPT-2 of two layers and width 32 with a byte-level BPE and 64 positions; weights from seed 0."""
     documents = [Document(f"s{place}", text) for place, text in enumerate(SENTENCES)]
-    return untrained(documents, vocabulary=320, layers=2, width=32, heads=2, context=64, seed=0)
+    lm: LM = untrained(documents, vocabulary=320, layers=2, width=32, heads=2, context=64, seed=0)
+    return lm
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +48,8 @@ def tiny_llama(tiny_lm: LM) -> LM:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config).eval()
+        model = LlamaForCausalLM(config)
+    model.train(False)
     return LM(model, tiny_lm.tokenizer)
 
 

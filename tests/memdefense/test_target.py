@@ -1,0 +1,440 @@
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from memdefense.errors import ModelError, PluginError, SpecError
+from memdefense.lm import LM
+from memdefense.target import GREEDY, PLAIN, LocalTarget, Sampling, Signals, limited
+
+PROMPTS = [
+    "Please call Anna at",
+    "",
+    "The invoice",
+    "Could you send the report to the team, and keep the old one",
+    "x",
+    "We shipped 24 boxes yesterday;",
+]
+TEXTS = [
+    "Please call Anna at +1 415 555 0134 before noon.",
+    "",
+    "a",
+    "The meeting on Tuesday is moved to the large room on the second floor, and the report follows by mail. " * 3,
+    "ünïcode ✓ text",
+]
+
+
+@pytest.fixture(params=["tiny_lm", "tiny_llama"])
+def lm(request: pytest.FixtureRequest) -> LM:
+    found: LM = request.getfixturevalue(request.param)
+    return found
+
+
+def sharp(lm: LM, seed: int = 0, scale: float = 6.0) -> LM:
+    """A copy with weights large enough to prefer some tokens clearly."""
+    other = lm.copy()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for weight in other.model.parameters():
+            if weight.dim() > 1:
+                weight.copy_(torch.randn_like(weight) * 0.02 * scale)
+    return other
+
+
+def start(lm: LM, prompt: str, room: int) -> list[int]:
+    ids = lm.encode(prompt) or [int(str(lm.tokenizer.eos_token_id))]
+    return ids[-(lm.context - room) :]
+
+
+@torch.inference_mode()
+def arg_max_loop(lm: LM, prompt: str, new: int, change: Callable[[Tensor], Tensor] = lambda row: row) -> list[int]:
+    """Greedy decoding with one whole pass per token and no cache."""
+    ids, made = start(lm, prompt, new), list[int]()
+    for _ in range(new):
+        best = int(change(lm.model(input_ids=torch.tensor([ids + made])).logits[0, -1].double()).argmax())
+        if best == lm.tokenizer.eos_token_id:
+            break
+        made.append(best)
+    return made
+
+
+def test_greedy_generation_is_the_models_own_arg_max_in_any_batch(lm: LM) -> None:
+    model = sharp(lm)
+    expected = [model.decode(arg_max_loop(model, prompt, 12)) for prompt in PROMPTS]
+    assert len(set(expected)) > 3  # not one answer to all
+    for size in (0, 1, 4):
+        assert LocalTarget(model, size).generate(PROMPTS, max_new_tokens=12) == expected
+    backwards = LocalTarget(model).generate(PROMPTS[::-1], max_new_tokens=12)
+    assert backwards == expected[::-1]
+
+
+def test_the_models_generation_defaults_are_not_used_and_stay(tiny_lm: LM) -> None:
+    model = sharp(tiny_lm)
+    plain = LocalTarget(model).generate(PROMPTS, max_new_tokens=8)
+    model.model.generation_config.repetition_penalty = 50.0
+    model.model.generation_config.min_length = 30
+    assert LocalTarget(model).generate(PROMPTS, max_new_tokens=8) == plain
+    assert model.model.generation_config.repetition_penalty == 50.0
+
+
+def test_generation_ends_at_the_end_of_text(tiny_lm: LM) -> None:
+    model = sharp(tiny_lm)
+    third = arg_max_loop(model, PROMPTS[0], 5)
+    assert len(third) == 5
+    ending = LM(model.model, _with_eos(model, third[2]))
+    before = next(place for place, token in enumerate(third) if token == third[2])
+    assert LocalTarget(ending).generate([PROMPTS[0]], max_new_tokens=5) == [model.decode(third[:before])]
+
+
+def test_long_prompts_keep_their_tail_and_impossible_lengths_are_errors(tiny_lm: LM) -> None:
+    model = sharp(tiny_lm)
+    long = " ".join(TEXTS[3] for _ in range(5))
+    expected = model.decode(arg_max_loop(model, long, 10))
+    assert LocalTarget(model).generate([long, "x"], max_new_tokens=10)[0] == expected
+    with pytest.raises(ModelError, match="context of 64"):
+        LocalTarget(model).generate(["x"], max_new_tokens=64)
+    with pytest.raises(SpecError, match="at least 1"):
+        LocalTarget(model).generate(["x"], max_new_tokens=0)
+    assert LocalTarget(model).generate([], max_new_tokens=4) == []
+
+
+def test_continues_equals_generation(lm: LM) -> None:
+    target, model, rng = LocalTarget(sharp(lm)), sharp(lm), np.random.default_rng(0)
+    prompts: list[str] = []
+    values: list[str] = []
+    for prompt in PROMPTS:
+        ids = arg_max_loop(model, prompt, 12)
+        clean = [end for end in range(1, 7) if "\ufffd" not in model.decode(ids[:end])]
+        for end in clean:
+            text = model.decode(ids[:end])
+            values += [text, " " + text, text.strip() + "  ", text + "q", text[:-1], "z" + text, text[::-1]]
+        values += ["", " ", model.decode(ids)[: int(rng.integers(1, 6))]]
+        prompts += [prompt] * (len(values) - len(prompts))
+    said = {prompt: target.generate([prompt], max_new_tokens=30)[0].lstrip() for prompt in PROMPTS}
+    answers = [said[prompt].startswith(value.strip()) for prompt, value in zip(prompts, values, strict=True)]
+    assert any(answers)
+    assert not all(answers)
+    assert target.continues(prompts, values) == answers
+    some = slice(None, None, 17)
+    assert [target.continues([p], [v])[0] for p, v in zip(prompts[some], values[some], strict=True)] == answers[some]
+
+
+def rigged(lm: LM, order: list[int], tie: float = 0.0) -> LocalTarget:
+    """Says the tokens of ``order`` after the first token, whatever the prompt; with ``tie``, by that lead only."""
+
+    def law(ids: Tensor, hidden: Tensor, logprobs: Tensor) -> Tensor:
+        out = torch.full_like(logprobs, -30.0)
+        for row in range(len(ids)):
+            first = int((ids[row] >= 0).nonzero()[0])
+            for place in range(logprobs.shape[1]):
+                step = ids.shape[1] - logprobs.shape[1] + place - first
+                if 0 <= step < len(order):
+                    out[row, place, order[step]] = 0.0
+                    if tie:
+                        out[row, place, (order[step] + 1) % out.shape[-1]] = -tie
+        return torch.log_softmax(out, -1)
+
+    return LocalTarget(lm).guarded(law=law)
+
+
+def test_continues_sees_through_another_tokenisation_and_never_generates_without_need(
+    tiny_lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = "anna.bell@example.com"
+    usual = tiny_lm.encode(value, special=False)
+    bytewise = [token for letter in value for token in tiny_lm.encode(letter, special=False)]
+    assert len(bytewise) == len(value) > len(usual) + 8  # longer than a budget of so many tokens and some
+    start = tiny_lm.encode("Q", special=False)
+    assert len(start) == 1
+    assert rigged(tiny_lm, bytewise).continues(["Q"], [value]) == [True]
+    assert rigged(tiny_lm, bytewise[:-1] + start).continues(["Q"], [value]) == [False]
+    near = rigged(tiny_lm, usual, tie=1e-5)
+    assert near.continues(["Q"], [value]) == [True]
+
+    def forbidden(*_: object, **__: object) -> list[str]:
+        raise AssertionError("generated")
+
+    monkeypatch.setattr(LocalTarget, "generate", forbidden)
+    clear = rigged(tiny_lm, usual)
+    assert clear.continues(["Q", "Q"], [value, "other"]) == [True, False]
+    with pytest.raises(AssertionError, match="generated"):
+        near.continues(["Q"], [value])
+
+
+def test_continues_at_the_end_of_text(tiny_lm: LM) -> None:
+    usual = tiny_lm.encode("before noon", special=False)
+    eos = int(str(tiny_lm.tokenizer.eos_token_id))
+    target = rigged(tiny_lm, [*usual, eos])
+    assert target.continues(["Q"] * 3, ["before noon", "before noon.", "before"]) == [True, False, True]
+
+
+def expected_signals(lm: LM, ids: list[int], first: int = 1, sampling: Sampling = PLAIN) -> list[tuple[float, ...]]:
+    """Straight from the logits of one pass, in double precision."""
+    if len(ids) <= first:
+        return []
+    with torch.inference_mode():
+        logits = lm.model(input_ids=torch.tensor([ids])).logits[0].double()
+    found: list[tuple[float, ...]] = []
+    for place in range(first, len(ids)):
+        row = logits[place - 1]
+        if sampling.top_k:
+            row = row.masked_fill(row < row.sort(descending=True).values[sampling.top_k - 1], -torch.inf)
+        p = torch.softmax(row / (sampling.temperature or 1.0), -1)
+        logp = torch.where(p > 0, p.log(), 0.0)
+        mean = float((p * logp).sum())
+        std = float((p * (logp - mean) ** 2).sum() ** 0.5)
+        found.append((float(p[ids[place]].log()), mean, std, float((p > p[ids[place]]).sum())))
+    return found
+
+
+def same(signals: Signals, expected: list[tuple[float, ...]], tolerance: float = 2e-4) -> None:
+    assert signals.logprob.shape == signals.mean.shape == signals.std.shape == signals.rank.shape == (len(expected),)
+    assert signals.logprob.dtype == signals.mean.dtype == signals.std.dtype == np.float32
+    assert signals.rank.dtype == signals.tokens.dtype == np.int64
+    columns = np.array(expected).reshape(-1, 4).T
+    found = np.stack([signals.logprob, signals.mean, signals.std, signals.rank])
+    np.testing.assert_allclose(found, columns, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, Sampling(temperature=0.7), Sampling(top_k=5), Sampling(1.5, 10)])
+def test_signals_equal_a_direct_computation(lm: LM, sampling: Sampling) -> None:
+    model = sharp(lm)
+    texts = [text for text in TEXTS if len(model.encode(text)) <= model.context]
+    assert [len(model.encode(text)) for text in texts].count(1) == 1
+    for size in (0, 1, 3):
+        found = LocalTarget(model, size).signals(texts, sampling=sampling)
+        for text, signals in zip(texts, found, strict=True):
+            assert signals.tokens.tolist() == model.encode(text)
+            same(signals, expected_signals(model, model.encode(text), sampling=sampling))
+
+
+def test_greedy_signals_are_certain(tiny_lm: LM) -> None:
+    model = sharp(tiny_lm)
+    plain, greedy = (LocalTarget(model).signals(TEXTS[:1], sampling=s)[0] for s in (PLAIN, GREEDY))
+    assert greedy.logprob.tolist() == [0.0 if rank == 0 else -np.inf for rank in plain.rank]
+    assert greedy.mean.tolist() == greedy.std.tolist() == [0.0] * len(plain.rank)
+
+
+@pytest.mark.parametrize("context", [64, 63, 7])
+def test_long_texts_are_read_in_windows_each_token_once(tiny_lm: LM, context: int) -> None:
+    model = sharp(tiny_lm)
+    model.model.config.n_positions = context
+    ids = model.encode(TEXTS[3] * 2)
+    assert model.context == context < len(ids)
+    signals = LocalTarget(model).signals([TEXTS[3] * 2])[0]
+    # Every token from the earliest window that holds it, windows half a context apart.
+    step, expected, begin = context // 2, expected_signals(model, ids[:context]), 0
+    while len(expected) < len(ids) - 1:
+        begin += step
+        window = expected_signals(model, ids[begin : begin + context])
+        expected += window[len(expected) - begin :]
+    assert len(signals.logprob) == len(ids) - 1
+    same(signals, expected)
+
+
+def test_contexts_condition_and_are_not_scored(lm: LM) -> None:
+    model, target = sharp(lm), LocalTarget(sharp(lm))
+    contexts = ["Please call Anna", "", "We shipped", TEXTS[3]]
+    bodies = [" at noon", "The invoice", "", " by mail"]
+    for context, body, signals in zip(contexts, bodies, target.signals(bodies, contexts=contexts), strict=True):
+        ids = model.encode(body, special=False)
+        head = start(model, context, len(ids))
+        assert signals.tokens.tolist() == ids
+        same(signals, expected_signals(model, head + ids, first=len(head)))
+    long = TEXTS[3] * 2  # a text beyond the context keeps half of it for what stood before
+    signals = target.signals([long], contexts=[TEXTS[3]])[0]
+    ids, head = model.encode(long, special=False), model.encode(TEXTS[3])[-32:]
+    assert len(signals.logprob) == len(ids)
+    np.testing.assert_allclose(
+        signals.logprob[:32], [row[0] for row in expected_signals(model, head + ids[:32], first=32)], atol=2e-4
+    )
+
+
+def test_a_law_rules_generation_and_signals_alike(lm: LM) -> None:
+    model = sharp(lm)
+    banned = arg_max_loop(model, PROMPTS[0], 3)
+
+    def ban(ids: Tensor, hidden: Tensor, logprobs: Tensor) -> Tensor:
+        assert hidden.shape[:2] == logprobs.shape[:2]
+        assert hidden.shape[-1] == 32
+        out = logprobs.clone()
+        out[..., banned] = -torch.inf
+        return out
+
+    def silence(row: Tensor) -> Tensor:
+        row = row.clone()
+        row[banned] = -torch.inf
+        return row
+
+    guarded = LocalTarget(model).guarded(law=ban)
+    expected = [model.decode(arg_max_loop(model, prompt, 10, silence)) for prompt in PROMPTS]
+    assert guarded.generate(PROMPTS, max_new_tokens=10) == expected
+    assert guarded.generate(PROMPTS, max_new_tokens=10) != LocalTarget(model).generate(PROMPTS, max_new_tokens=10)
+    text = TEXTS[0] + model.decode(banned[:1])
+    signals = guarded.signals([text, "x"])[0]
+    ids = model.encode(text)
+    with torch.inference_mode():
+        logits = model.model(input_ids=torch.tensor([ids])).logits[0].double()
+        logits[:, banned] = -torch.inf
+    p = torch.softmax(logits, -1)[:-1]
+    logp = torch.where(p > 0, p.log(), 0.0)
+    mine = p.gather(1, torch.tensor(ids[1:])[:, None]).log()[:, 0]
+    mean = (p * logp).sum(-1)
+    np.testing.assert_allclose(signals.logprob, mine, atol=2e-4, rtol=2e-4)
+    np.testing.assert_allclose(signals.mean, mean, atol=2e-4, rtol=2e-4)
+    np.testing.assert_allclose(signals.std, ((p * (logp - mean[:, None]) ** 2).sum(-1)).sqrt(), atol=2e-4, rtol=2e-4)
+    values = [model.decode(arg_max_loop(model, prompt, 2, silence)) for prompt in PROMPTS]
+    assert guarded.continues(PROMPTS, values) == [
+        text.lstrip().startswith(value.strip()) for text, value in zip(expected, values, strict=True)
+    ]
+
+
+def test_a_law_sees_the_same_ids_in_both_whatever_the_padding(tiny_lm: LM) -> None:
+    seen: set[tuple[int, ...]] = set()
+
+    def watch(ids: Tensor, hidden: Tensor, logprobs: Tensor) -> Tensor:
+        first = ids.shape[1] - logprobs.shape[1]
+        for row in ids:
+            for end in range(first, ids.shape[1]):
+                if row[end] >= 0:
+                    seen.add(tuple(int(token) for token in row[: end + 1] if token >= 0))
+        return logprobs
+
+    target = LocalTarget(sharp(tiny_lm)).guarded(law=watch)
+    made = target.generate(["The invoice", "Please call Anna at"], max_new_tokens=3)
+    while_generating = {ids for ids in seen if len(ids) >= len(tiny_lm.encode("The invoice"))}
+    seen.clear()
+    texts = [prompt + text for prompt, text in zip(("The invoice", "Please call Anna at"), made, strict=True)]
+    for prompt, text in zip(("The invoice", "Please call Anna at"), texts, strict=True):
+        if tiny_lm.encode(text)[: len(tiny_lm.encode(prompt))] == tiny_lm.encode(prompt):
+            target.signals([text, "padding " * 5])
+    assert tuple(tiny_lm.encode("The invoice")) in while_generating & seen
+    assert tuple(tiny_lm.encode("Please call Anna at")) in while_generating & seen
+
+
+def test_text_guards_apply_in_order_and_to_continues(tiny_lm: LM) -> None:
+    target = LocalTarget(sharp(tiny_lm))
+    plain = target.generate(PROMPTS, max_new_tokens=6)
+    once = target.guarded(text=lambda prompt, text: f"{prompt[:3]}|{text}")
+    twice = once.guarded(text=lambda prompt, text: text.upper())
+    assert twice.generate(PROMPTS, max_new_tokens=6) == [
+        f"{prompt[:3]}|{text}".upper() for prompt, text in zip(PROMPTS, plain, strict=True)
+    ]
+    assert twice.continues(["Please"], ["PLE|"]) == [True]
+    assert target.continues(["Please"], ["PLE|"]) == [False]
+    assert target.texts == ()
+
+
+def test_owned_sampling_wins_in_generation_and_signals(tiny_lm: LM) -> None:
+    target, own = LocalTarget(sharp(tiny_lm)), Sampling(0.5, 7, seed=3)
+    guarded = target.guarded(sampling=own)
+    assert guarded.generate(PROMPTS, max_new_tokens=6) == target.generate(PROMPTS, max_new_tokens=6, sampling=own)
+    assert guarded.generate(PROMPTS, max_new_tokens=6, sampling=Sampling(seed=9)) == guarded.generate(
+        PROMPTS, max_new_tokens=6
+    )
+    mine, theirs = guarded.signals(TEXTS[:1])[0], target.signals(TEXTS[:1], sampling=own)[0]
+    assert mine.logprob.tolist() == theirs.logprob.tolist()
+    values = [text.lstrip()[:2] for text in guarded.generate(PROMPTS, max_new_tokens=16)]
+    assert guarded.continues(PROMPTS, values) == [True] * len(PROMPTS)
+
+
+def test_draws_do_not_depend_on_the_batch(lm: LM) -> None:
+    model, sampling = sharp(lm, scale=3), Sampling(seed=5)
+    whole = LocalTarget(model).generate(PROMPTS, max_new_tokens=8, sampling=sampling)
+    assert LocalTarget(model, 1).generate(PROMPTS, max_new_tokens=8, sampling=sampling) == whole
+    assert LocalTarget(model, 4).generate(PROMPTS, max_new_tokens=8, sampling=sampling) == whole
+    assert LocalTarget(model).generate(PROMPTS, max_new_tokens=8, sampling=Sampling(seed=6)) != whole
+
+
+@pytest.mark.parametrize("sampling", [Sampling(seed=1), Sampling(0.6, 0, 2), Sampling(1.3, 4, 3)])
+def test_draws_have_the_right_frequencies(tiny_lm: LM, sampling: Sampling) -> None:
+    model, n = sharp(tiny_lm, scale=7), 3000
+    letters = [tiny_lm.encode(letter, special=False)[0] for letter in "abcdefgh"]
+
+    def few(ids: Tensor, hidden: Tensor, logprobs: Tensor) -> Tensor:
+        return torch.full_like(logprobs, -torch.inf).index_copy_(-1, torch.tensor(letters), logprobs[..., letters])
+
+    target = LocalTarget(model).guarded(law=few)
+    drawn = target.generate(["Q"] * n, max_new_tokens=1, sampling=sampling)
+    signals = target.signals(list("abcdefgh"), contexts=["Q"] * 8, sampling=sampling)
+    p = np.exp([float(found.logprob[0]) for found in signals])
+    assert abs(p.sum() - 1) < 1e-5
+    counts = np.array([drawn.count(letter) for letter in "abcdefgh"])
+    assert counts.sum() == n
+    assert np.all(counts[p == 0] == 0)
+    kept = p > 0
+    chi2 = float(((counts[kept] - n * p[kept]) ** 2 / (n * p[kept])).sum())
+    assert chi2 < 26  # seven degrees of freedom at most: exceeded once in two thousand seeds
+
+
+def test_limited_access_shows_no_more_than_it_should(tiny_lm: LM) -> None:
+    target = LocalTarget(tiny_lm)
+    text, logprobs, weights = (limited(target, access) for access in ("text", "logprobs", "weights"))
+    assert not hasattr(text, "signals")
+    assert not any(hasattr(found, name) for found in (text, logprobs) for name in ("model", "lm", "guarded"))
+    assert hasattr(logprobs, "signals")
+    assert getattr(weights, "model") is tiny_lm  # noqa: B009  (the static type promises text alone)
+    assert text.generate(["x"], max_new_tokens=3) == target.generate(["x"], max_new_tokens=3)
+    with pytest.raises(PluginError, match="text, logprobs or weights"):
+        limited(target, "everything")
+
+
+def _with_eos(lm: LM, token: int | None) -> PreTrainedTokenizerFast:
+    backend = Tokenizer.from_str(lm.tokenizer.backend_tokenizer.to_str())
+    other = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False)  # type: ignore[no-untyped-call]
+    if token is not None:
+        other.eos_token = lm.tokenizer.convert_ids_to_tokens(token)
+    return other
+
+
+def test_tokenizers_without_pad_bos_or_eos(tiny_lm: LM) -> None:
+    model = sharp(tiny_lm)
+    bare = LM(model.model, _with_eos(tiny_lm, None))
+    assert bare.tokenizer.pad_token_id is bare.tokenizer.eos_token_id is bare.tokenizer.bos_token_id is None
+    prompts = [prompt for prompt in PROMPTS if prompt]
+    assert LocalTarget(bare).generate(prompts, max_new_tokens=6) == [
+        bare.decode(arg_max_loop(bare, prompt, 6)) for prompt in prompts
+    ]
+    signals = LocalTarget(bare).signals(TEXTS[:3])
+    assert [len(found.logprob) for found in signals] == [len(bare.encode(TEXTS[0])) - 1, 0, 0]
+    assert LocalTarget(bare).continues(prompts[:1], ["zzz"]) == [False]
+    with pytest.raises(ModelError, match="empty prompt"):
+        LocalTarget(bare).generate([""], max_new_tokens=2)
+
+
+def test_tokenizers_that_drop_a_leading_space_still_give_it_back(tiny_lm: LM) -> None:
+    # In the manner of SentencePiece: a word begins with a mark for the space before it.
+    words = ["<unk>", "<s>", "</s>", "▁mail", "▁Anna", "▁now", "s", "▁"]
+    spelling = Tokenizer(models.BPE({word: place for place, word in enumerate(words)}, [], unk_token="<unk>"))
+    spelling.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    spelling.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=spelling, bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+    )
+    target = LocalTarget(LM(tiny_lm.model, tokenizer))
+    assert target._spelled([1, 3], [4, 5]) == " Anna now"
+    assert target._spelled([1, 3], [6]) == "s"
+
+
+def test_sampling_that_makes_no_sense_is_an_error() -> None:
+    for wrong in (
+        functools.partial(Sampling, -1.0),
+        functools.partial(Sampling, float("nan")),
+        functools.partial(Sampling, 1.0, -2),
+    ):
+        with pytest.raises(SpecError):
+            wrong()
+
+
+def test_half_precision_is_never_decided_by_a_teacher_forced_pass(tiny_lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = dataclasses.replace(tiny_lm, model=tiny_lm.copy().model.to(torch.bfloat16))  # type: ignore[arg-type]
+    monkeypatch.setattr(LocalTarget, "generate", lambda *_, **__: ["generated"])
+    assert LocalTarget(half).continues(["Q"], ["gen"]) == [True]

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from memdefense.corpus import Document, Redrawn
+from memdefense.errors import DataError, SpecError
+from memdefense.lm import LM
+from memdefense.train import Batch, Rows, TrainConfig, count_steps, next_token_loss, ordered, precision, rows
+
+WORDS = ["meeting", "report", "invoice", "boxes", "Anna", "noon", "room", "floor", "team", "mail"]
+
+
+def documents(n: int = 7) -> list[Document]:
+    rng = np.random.default_rng(0)
+    return [
+        Document(f"d{place}", " ".join(rng.choice(WORDS, int(rng.integers(3, 20)))), f"author{place % 3}")
+        for place in range(n)
+    ]
+
+
+def config(**changes: object) -> TrainConfig:
+    made: TrainConfig = dataclasses.replace(TrainConfig(epochs=1, block_size=16, batch_size=4), **changes)  # type: ignore[arg-type]
+    return made
+
+
+def stream(made: Rows) -> list[tuple[int, int, int]]:
+    """(id, document, offset) of every token that is not padding, in order."""
+    columns = [made.columns[name].ravel() for name in ("ids", "document", "offset")]
+    return [
+        (int(token), int(document), int(offset))
+        for token, document, offset in zip(*columns, strict=True)
+        if document >= 0
+    ]
+
+
+def told(lm: LM, docs: list[Document], document: Document) -> list[tuple[int, int, int]]:
+    ids = [*lm.encode(document.text), 0]
+    return [(token, docs.index(document), offset) for offset, token in enumerate(ids)]
+
+
+def test_the_order_is_a_hash_so_that_a_removed_document_moves_no_other() -> None:
+    docs = documents(30)
+    whole = ordered(docs, seed=3, epoch=1)
+    by_hand = sorted(docs, key=lambda d: hashlib.blake2b(f"3/1/{d.id}".encode(), digest_size=16).digest())
+    assert whole == by_hand != docs
+    assert ordered(docs[::-1], seed=3, epoch=1) == whole
+    assert ordered([d for d in docs if d.id != "d5"], seed=3, epoch=1) == [d for d in whole if d.id != "d5"]
+    assert ordered(docs, seed=3, epoch=2) != whole != ordered(docs, seed=4, epoch=1)
+
+
+def test_packing_tokens_lays_documents_end_to_end_over_epochs(tiny_lm: LM) -> None:
+    docs = documents()
+    made = rows(config(epochs=2), docs, tiny_lm, seed=5)
+    expected = [
+        token for epoch in (0, 1) for document in ordered(docs, 5, epoch) for token in told(tiny_lm, docs, document)
+    ]
+    assert stream(made) == expected
+    assert made.tokens == len(expected)
+    assert len(made) == -(-len(expected) // 16)
+    assert (made.columns["document"][:-1] >= 0).all()  # padding in the last row alone
+    columns = made.columns
+    assert {name: column.dtype for name, column in columns.items()} == dict.fromkeys(columns, np.dtype(np.int32))
+    padding = columns["document"] < 0
+    assert padding.any()
+    assert (columns["labels"][padding] == -100).all()
+    assert (columns["labels"] == columns["ids"])[~padding].all()
+
+
+def test_packing_documents_keeps_one_in_a_row_and_cuts_it(tiny_lm: LM) -> None:
+    docs = documents()
+    made = rows(config(pack="document"), docs, tiny_lm, seed=1)
+    assert len(made) == len(docs)
+    for row, document in enumerate(ordered(docs, 1, 0)):
+        one = Rows(*(made.columns[name][row : row + 1] for name in ("ids", "labels", "document", "offset")))
+        assert stream(one) == told(tiny_lm, docs, document)[:16]
+
+
+def test_packing_authors_keeps_one_in_a_row(tiny_lm: LM) -> None:
+    docs = [*documents(), Document("alone", "meeting report")]
+    made = rows(config(pack="author", block_size=64), docs, tiny_lm, seed=1)
+    assert len(made) == 4
+    order = ordered(docs, 1, 0)
+    authors = list(dict.fromkeys(document.author for document in order))
+    for row, author in enumerate(authors):
+        expected = [token for d in order if d.author == author for token in told(tiny_lm, docs, d)][:64]
+        one = Rows(*(made.columns[name][row : row + 1] for name in ("ids", "labels", "document", "offset")))
+        assert stream(one) == expected
+
+
+@pytest.mark.parametrize(("epochs", "seen"), [(0.25, 3), (0.5, 5), (1.0, 10), (2.1, 21), (0.01, 1)])
+def test_fractional_epochs(tiny_lm: LM, epochs: float, seen: int) -> None:
+    docs = documents(10)
+    made = rows(config(epochs=epochs, pack="document"), docs, tiny_lm, seed=0)
+    assert len(made) == seen
+    last = ordered(docs, 0, int(epochs))[: seen % 10]
+    assert [int(d) for d in made.columns["document"][len(made) - len(last) :, 0]] == [docs.index(d) for d in last]
+
+
+@pytest.mark.parametrize("pack", ["tokens", "document", "author"])
+def test_steps_fill_whole_batches_however_few_the_documents(tiny_lm: LM, pack: str) -> None:
+    docs = documents(3)
+    made = rows(config(steps=9, epochs=0, pack=pack), docs, tiny_lm, seed=2)
+    assert len(made) == 36
+    whole = rows(config(epochs=40, pack=pack), docs, tiny_lm, seed=2)
+    assert stream(made) == stream(whole)[: len(stream(made))]
+
+
+def test_redrawn_documents_change_by_epoch(tiny_lm: LM) -> None:
+    docs = documents(4)
+
+    def draw(epoch: int) -> list[Document]:
+        return [dataclasses.replace(document, text=f"epoch {epoch} {document.text}") for document in docs]
+
+    made = rows(config(epochs=3), Redrawn(draw(0), draw), tiny_lm, seed=0)
+    expected = [
+        (token, docs.index(next(d for d in docs if d.id == document.id)), offset)
+        for epoch in range(3)
+        for document in ordered(draw(epoch), 0, epoch)
+        for offset, token in enumerate([*tiny_lm.encode(document.text), 0])
+    ]
+    assert stream(made) == expected
+
+
+def test_a_tokenizer_without_an_end_of_text_puts_an_empty_line_between(tiny_lm: LM) -> None:
+    other = tiny_lm.copy()
+    eos = other.tokenizer.eos_token
+    other.tokenizer.eos_token = None
+    try:
+        made = rows(config(), [Document("a", "Anna")], other, seed=0)
+    finally:
+        other.tokenizer.eos_token = eos
+    assert tiny_lm.decode([token for token, _, _ in stream(made)]) == "Anna\n\n"
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 1.5}, {"epochs": 0.3, "pack": "document"}, {"steps": 4}, {"epochs": 0}])
+def test_count_steps_is_what_the_rows_give(tiny_lm: LM, changes: dict[str, object]) -> None:
+    for seed in range(5):
+        setting = config(**changes)
+        steps = count_steps(setting, documents(11), tiny_lm, seed=seed)
+        if changes.get("epochs") == 0:
+            assert steps == 0
+        else:
+            assert steps == -(-len(rows(setting, documents(11), tiny_lm, seed=seed)) // 4)
+
+
+def test_no_documents_are_an_error(tiny_lm: LM) -> None:
+    with pytest.raises(DataError, match="nothing to train on"):
+        rows(config(), [], tiny_lm, seed=0)
+    with pytest.raises(DataError, match="nothing to train on"):
+        rows(config(steps=3), [], tiny_lm, seed=0)
+    made = rows(config(), [Document("empty", "")], tiny_lm, seed=0)
+    assert stream(made) == [(0, 0, 0)]
+
+
+def test_rows_come_as_int64_batches(tiny_lm: LM) -> None:
+    made = rows(config(), documents(), tiny_lm, seed=0)
+    batch = made.__getitems__([2, 0])
+    assert {name: column.dtype for name, column in batch.items()} == dict.fromkeys(made.columns, torch.int64)
+    assert batch["ids"].tolist() == made.columns["ids"][[2, 0]].tolist()
+
+
+def test_the_loss_is_the_sum_over_predicted_tokens(tiny_lm: LM) -> None:
+    made = rows(config(), documents(), tiny_lm, seed=0)
+    last = len(made) - 1
+    given = made.__getitems__([0, last])
+    with torch.no_grad():
+        total, count = next_token_loss(tiny_lm.model, Batch(**given))
+    expected, n = 0.0, 0
+    for ids, labels in zip(given["ids"], given["labels"], strict=True):
+        logp = torch.log_softmax(tiny_lm.model(input_ids=ids[None]).logits[0].double(), -1)
+        for place in range(1, len(ids)):
+            if labels[place] != -100:
+                expected -= float(logp[place - 1, ids[place]].detach())
+                n += 1
+    assert int(count) == n < 2 * 15  # the first token of a row is given, padding is not predicted
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: TrainConfig(batch_size=0),
+        lambda: TrainConfig(checkpoints=0),
+        lambda: TrainConfig(learning_rate=0.0),
+        lambda: TrainConfig(learning_rate=float("nan")),
+        lambda: TrainConfig(epochs=float("nan")),
+        lambda: TrainConfig(epochs=-1),
+        lambda: TrainConfig(warmup_steps=-1),
+        lambda: TrainConfig(max_grad_norm=-1.0),
+    ],
+)
+def test_settings_that_make_no_sense(make: Callable[[], TrainConfig]) -> None:
+    with pytest.raises(SpecError):
+        make()
+
+
+def test_precision_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert precision("float32", "cpu") == "float32"
+    assert precision("bfloat16", "cpu") == "bfloat16"
+    for has, name in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        assert precision("auto", "cpu") == name
