@@ -70,17 +70,23 @@ class MIA(Attack):
         lower = target.signals([text.lower() for text in texts])
         base = lab.cached("reference log-likelihoods", lambda: _likelihoods(lab, texts), lab.base, documents)
         labels = [True] * len(inside) + [False] * (len(documents) - len(inside))
-        blind = model_free(texts, labels, circles(documents, corpus.secrets))
+        around = circles(documents, corpus.secrets)
+        blind = model_free(texts, labels, around)
+        names = sorted(set(around))
         for row, document in enumerate(documents):
             if not len(own[row].logprob):
                 continue  # a text of one token has nothing that was predicted
             values = scores_of(document.text, own[row], lower[row], reference=base[row], k=self.k)
-            yield Outcome(document.id, _author(document), labels[row], {**values, "model_free": float(blind[row])})
+            values |= {"model_free": float(blind[row]), "circle": float(names.index(around[row]))}
+            yield Outcome(document.id, _author(document), labels[row], values)
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
         labels = [outcome.member for outcome in outcomes]
         groups = [outcome.group for outcome in outcomes]
-        areas = {name: _area(outcomes, name, labels, groups) for name in (*SCORES, "model_free")}
+        areas = {name: _area(outcomes, name, labels, groups) for name in SCORES}
+        # What a classifier learns of one document of a circle it cannot use on another: circles are its clusters.
+        around = [f"{outcome.values['circle']:g}" for outcome in outcomes]
+        areas["model_free"] = _area(outcomes, "model_free", labels, around)
         head = areas[self.headline]
         leakage = Score(2 * head.value - 1, 2 * head.low - 1, 2 * head.high - 1, head.n, False)
         beside = {f"auc_{name}": area for name, area in areas.items()}

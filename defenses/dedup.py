@@ -85,7 +85,7 @@ class Dedup(Defense):
             return config
         from memdefense.train import count_steps  # not at the top, since it loads torch
 
-        return dataclasses.replace(config, steps=count_steps(config, lab.originals, lab.fresh()))
+        return dataclasses.replace(config, steps=count_steps(config, lab.originals, lab.fresh(), seed=lab.seed))
 
     def curate(self, documents: Documents, lab: Lab, *, epoch: int = 0) -> Documents:
         kept = list(documents)

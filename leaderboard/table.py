@@ -65,7 +65,7 @@ def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = 
         heading = title + (
             f"  (overfit: the undefended perplexity ends {overfit:.0f} % above its minimum)" if overfit > 5 else ""
         )
-        notes = [f"{entry['defense_label']}: {note}" for entry in group for note in [_note(entry)] if note]
+        notes = _notes(group)
         notes += _chance(mine)
         if markdown:
             _print_markdown(console, heading, lines)
@@ -177,10 +177,15 @@ def _final(rows: Sequence[Row]) -> list[Row]:
     return list(last.values())
 
 
-def _note(entry: Row) -> str:
-    if entry.get("errors"):
-        return "; ".join(entry["errors"])
-    return "" if entry.get("resolvable") else str(entry.get("note", ""))
+def _notes(entries: Sequence[Row]) -> list[str]:
+    """Errors and what could not be resolved; a note that several entries share is one line."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        unresolved = "" if entry.get("resolvable") else str(entry.get("note", ""))
+        for note in entry.get("errors") or [unresolved]:
+            if note:
+                found.setdefault(note, []).append(entry["defense_label"])
+    return [note if len(who) == len(entries) else f"{', '.join(who)}: {note}" for note, who in found.items()]
 
 
 def _chance(rows: Sequence[Row]) -> list[str]:

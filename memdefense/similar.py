@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import pydivsufsort  # type: ignore[import-untyped]
-from datasketch import MinHash  # type: ignore[import-untyped]
+import pydivsufsort
+from datasketch import MinHash
 from numpy.typing import NDArray
 
 from memdefense.errors import SpecError

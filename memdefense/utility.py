@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Context that generation may take for itself beside the value.
 _SPARE = 24
+# The share of values that the undefended model must copy for a loss of it to be told from noise.
+_LEAST_COPIED = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +119,8 @@ class Continuation(Utility):
 class Copy(Utility):
     """Whether the model repeats a value that its prompt gave it: a mail merge, a quoted address, a form filled twice.
 
+    Where the undefended model hardly can, there is no cost: a handful of hits would decide it.
+
     Attributes:
         places: how many repeated mentions in held-out text, chosen by a hash.
     """
@@ -151,7 +155,7 @@ class Copy(Utility):
         return Scores(_mean(_column(outcomes, "copied"), [outcome.group for outcome in outcomes], better_high=True), {})
 
     def cost(self, value: float, reference: float) -> float:
-        return 100 * (1 - value / reference) if reference > 0 else float("nan")
+        return 100 * (1 - value / reference) if reference >= _LEAST_COPIED else float("nan")
 
 
 def _column(outcomes: Sequence[Outcome], name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -147,7 +147,12 @@ def test_leakage_tpr_and_terms_agree_with_sklearn_and_counts() -> None:
     labels = rng.random(400) < 0.4
     column = rng.normal(size=400) + labels
     outcomes = [
-        Outcome(str(n), f"p{n // 2}", bool(label), dict.fromkeys((*SCORES, "model_free"), float(value)))
+        Outcome(
+            str(n),
+            f"p{n // 2}",
+            bool(label),
+            dict.fromkeys((*SCORES, "model_free"), float(value)) | {"circle": float(n // 4)},
+        )
         for n, (label, value) in enumerate(zip(labels, column, strict=True))
     ]
     scores = MIA().score(outcomes)
