@@ -18,6 +18,7 @@ from memdefense.errors import DataError
 from memdefense.results import Row
 
 _COLUMNS = ("#", "defense", "leakage", "MaxTER@1 %", "MaxTER@5 %", "MaxTER@20 %", "AURC %", "gain %", "d %", "status")
+_WIDTH = 100  # what the table needs to be read with ease
 _LEFT = ("#", "defense", "status")
 _PARTS = {"perplexity": "perpl.", "continuation": "contin.", "copy": "copy"}
 _FOOT = (
@@ -54,6 +55,8 @@ def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = 
         DataError: there is no entry.
     """
     console = Console(soft_wrap=markdown)
+    if not console.is_terminal:  # a file or a pipe has no width; rich would take 80
+        console.width = max(console.width, _WIDTH)
     claims = published()
     entries = {_place(row): row for row in rows if row["row"] == "entry"}
     if not entries:

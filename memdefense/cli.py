@@ -165,6 +165,7 @@ def run(**given: Any) -> None:
     from memdefense.watch import watching
 
     benchmark = _benchmark(given)
+    spec = benchmark if isinstance(benchmark, str) else benchmark.spec
     settings = Settings(
         model=given["model"],
         revision=given["revision"],
@@ -187,8 +188,8 @@ def run(**given: Any) -> None:
 
         unimportant = ("store", "output", "device", "batch_size", "micro_batch")
         said = {name: value for name, value in dataclasses.asdict(settings).items() if name not in unimportant}
-        name = digest([benchmark, given["defenses"], given["attacks"], said])[:8]
-        settings = dataclasses.replace(settings, output=f"runs/{benchmark.partition(':')[0]}-{name}")
+        name = digest([spec, given["defenses"], given["attacks"], said])[:8]
+        settings = dataclasses.replace(settings, output=f"runs/{spec.partition(':')[0]}-{name}")
     with watching() as progress:
         results = measure(
             benchmark, ",".join(given["defenses"]), ",".join(given["attacks"]), settings=settings, progress=progress
@@ -253,12 +254,15 @@ def _store(folder: str) -> Path:
     return Path(folder or os.environ.get("MEMDEFENSE_STORE") or "~/.cache/memdefense").expanduser()
 
 
-def _benchmark(given: Mapping[str, Any]) -> str:
+def _benchmark(given: Mapping[str, Any]) -> Any:
     if given["data"] and given["benchmark"]:
         raise click.UsageError("--data is a benchmark of its own (jsonl); leave out --benchmark, or put data= into it")
     if given["data"]:
-        author = f",author-field={given['author_field']}" if given["author_field"] else ""
-        return f"jsonl:data={given['data']},text-field={given['text_field']}{author}"
+        from memdefense import registry
+
+        # Not through a spec, which a comma in a path would break.
+        fields = {"data": given["data"], "text_field": given["text_field"], "author_field": given["author_field"]}
+        return registry.build("benchmarks", "jsonl", **fields)[0]
     return str(given["benchmark"] or "mailbox")
 
 
@@ -312,6 +316,9 @@ def main() -> None:
     except MemdefenseError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read our output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == "__main__":

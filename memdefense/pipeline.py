@@ -18,7 +18,7 @@ from typing import TypeVar
 import jsonlines
 import torch
 
-from memdefense.attack import Measure, Outcome
+from memdefense.attack import Attack, Measure, Outcome, Term
 from memdefense.corpus import (
     Benchmark,
     Corpus,
@@ -34,6 +34,7 @@ from memdefense.errors import MemdefenseError, PluginError
 from memdefense.lab import AttackLab, Bench, Lab, StoredPoint, save_point, stored_points
 from memdefense.lm import LM
 from memdefense.recipe import code_of
+from memdefense.score import Scores
 from memdefense.store import Artifact, DamagedError
 from memdefense.target import Target, limited
 from memdefense.train import TrainConfig
@@ -198,6 +199,12 @@ def measure(
     kind = "outcomes"
     artifact = work.bench.store.make(kind, parts, maker)
     return read_outcomes(artifact.file("outcomes.jsonl")), artifact
+
+
+def scored(attack: Attack, outcomes: Sequence[Outcome]) -> tuple[Scores, Sequence[Term]]:
+    """An attack's scores and terms; what they raise is an error that names the attack."""
+    scores = _hook(attack, "score", lambda: attack.score(outcomes))
+    return scores, _hook(attack, "terms", lambda: list(attack.terms(outcomes)))
 
 
 def retried(store_of: Bench, task: Callable[[], object]) -> object:
@@ -370,4 +377,14 @@ def _shadow(work: Work, defense: Defense, documents: Documents, seed: int) -> Ta
     return shadow.target(shadow.points[-1].load(work.bench.device))
 
 
-__all__ = ["Defended", "Work", "defend", "measure", "peak_memory", "read_outcomes", "retried", "write_outcomes"]
+__all__ = [
+    "Defended",
+    "Work",
+    "defend",
+    "measure",
+    "peak_memory",
+    "read_outcomes",
+    "retried",
+    "scored",
+    "write_outcomes",
+]

@@ -24,6 +24,7 @@ class StubLab:
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None = None, originals: Sequence[Document] = ()) -> None:
         self.tokenizer = tokenizer
         self.originals = originals
+        self.seed = 0
         self.notes: dict[str, float] = {}
 
     def find(self, text: str) -> list[pii.Pii]:

@@ -1,0 +1,333 @@
+"""The rows of a run: every operating point under every attack, with its status, its utility and its cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+import torch
+
+from memdefense.attack import Attack, Outcome, Utility
+from memdefense.defense import Defense, overrides
+from memdefense.entries import Arm, Measured, entry_of
+from memdefense.errors import MemdefenseError, NotApplicable, StoreError
+from memdefense.lab import StoredPoint, read_samples
+from memdefense.pipeline import Defended, Work, defend, measure, retried, scored, write_outcomes
+from memdefense.recipe import code_of, digest
+from memdefense.results import SCHEMA, Row, Writer, provenance, say, score_rows
+from memdefense.score import Scores
+from memdefense.settings import Settings
+from memdefense.store import Artifact
+from memdefense.utility import Perplexity
+
+logger = logging.getLogger(__name__)
+UNDEFENDED = Defense()
+
+
+class Sheet:
+    """Collects rows: one unit is (defense, seed), measured at each of its points by every utility and attack."""
+
+    def __init__(
+        self,
+        work: Work,
+        settings: Settings,
+        utilities: Sequence[Utility],
+        attacks: Sequence[Attack],
+        writer: Writer | None,
+    ) -> None:
+        self.rows: list[Row] = []
+        self._work, self._settings, self._utilities, self._attacks, self._writer = (
+            work,
+            settings,
+            utilities,
+            attacks,
+            writer,
+        )
+        self._measured: dict[tuple[str, str], list[Measured]] = {}
+        self._references: dict[int, _Reference] = {}
+        self._recall = _detector_recall(work)
+        self._provenance = provenance(
+            work.bench.device, torch.get_num_threads(), work.config.dtype, work.base.origin or work.base_digest[:12]
+        )
+
+    def undefended(self, seed: int) -> None:
+        """The baseline of one seed: what leakage and utility are relative to."""
+        self._references[seed] = cast(_Reference, retried(self._work.bench, lambda: self._reference(seed)))
+
+    def unit(self, label: str, defense: Defense, seed: int) -> None:
+        """All rows of one defense on one seed; an error is a row for every attack, and nothing more.
+
+        Called again after a damaged artifact, it replaces what it had added.
+        """
+        self.rows = [
+            r for r in self.rows if (r["defense_label"], r["defense_spec"], r["seed"]) != (label, defense.spec, seed)
+        ]
+        for (name, spec), points in self._measured.items():
+            if name == label:
+                kept = [p for p in points if (p.spec, p.seed) != (defense.spec, seed)]
+                self._measured[name, spec] = kept
+        try:
+            defended = defend(self._work, defense, seed)
+        except StoreError:
+            raise
+        except MemdefenseError as error:
+            for attack in self._attacks:
+                self._failed(label, defense, attack, seed, "", error)
+            return
+        for point in defended.points:
+            self._point(label, defended, point)
+
+    def entries(self, arms: Mapping[str, Sequence[Defense]]) -> list[Row]:
+        """One row per defense and attack."""
+        found = []
+        for label, specs in arms.items():
+            for attack in self._attacks:
+                undefended = self._measured.get((UNDEFENDED.spec, attack.spec), [])
+                measured = {name: Arm(self._measured.get((name, attack.spec), []), undefended) for name in arms}
+                rows = [r for r in self.rows if r["defense_label"] == label and r["attack_spec"] == attack.spec]
+                statuses: dict[str, int] = {}
+                for row in rows:
+                    statuses[row["status"]] = statuses.get(row["status"], 0) + 1
+                named = {
+                    "row": "entry",
+                    "schema": SCHEMA,
+                    **self._names(specs[0], attack),
+                    "defense_label": label,
+                    "defense_spec": [spec.spec for spec in specs],
+                    "statuses": statuses,
+                    "errors": sorted({row["error"] for row in rows if row["error"]}),
+                    "train_seconds": math.fsum(_cost_of(rows, "train_seconds")),
+                }
+                entry = {**named, **entry_of(measured[label], list(measured.values())), "provenance": self._provenance}
+                entry["recipe"] = digest(sorted({row["recipe"] for row in rows}))
+                entry["key"] = digest([entry["recipe"], sorted(row["key"] for row in rows)])
+                found.append(entry)
+                if self._writer:
+                    self._writer.row(entry)
+        return found
+
+    def _reference(self, seed: int) -> _Reference:
+        defended = defend(self._work, UNDEFENDED, seed)
+        readings = {point.label: self._utility(defended, point) for point in defended.points}
+        perplexity = {label: scores[Perplexity.name].headline.value for label, scores in readings.items()}
+        best = min(perplexity, key=lambda label: perplexity[label])
+        never = measure(defended, _as_point(self._work), Perplexity(), lambda: self._work.base)[0]
+        return _Reference(
+            {name: scores.headline.value for name, scores in readings[best].items()},
+            {point.label: point for point in defended.points},
+            {point.label: self._outcomes(defended, point) for point in defended.points},
+            defended.curated_digest,
+            Perplexity().score(never).headline.value,
+            100 * (perplexity[defended.points[-1].label] / perplexity[best] - 1),
+        )
+
+    def _utility(self, defended: Defended, point: StoredPoint) -> dict[str, Scores]:
+        return {
+            utility.name: utility.score(found)
+            for utility, found in zip(self._utilities, self._outcomes(defended, point), strict=True)
+        }
+
+    def _outcomes(self, defended: Defended, point: StoredPoint) -> list[list[Outcome]]:
+        model = functools.cache(lambda: point.load(self._work.bench.device))
+        return [measure(defended, point, utility, model)[0] for utility in self._utilities]
+
+    def _point(self, label: str, defended: Defended, point: StoredPoint) -> None:
+        work, seed, defense = self._work, defended.seed, defended.defense
+        model = functools.cache(lambda: point.load(work.bench.device))
+        try:
+            found = [measure(defended, point, utility, model)[0] for utility in self._utilities]
+        except StoreError:
+            raise
+        except MemdefenseError as error:
+            for attack in self._attacks:
+                self._failed(label, defense, attack, seed, point.label, error)
+            return
+        utility = {u.name: u.score(outcomes) for u, outcomes in zip(self._utilities, found, strict=True)}
+        reference = self._references[seed]
+        costs = {u.name: u.cost(utility[u.name].headline.value, reference.utility[u.name]) for u in self._utilities}
+        known = [cost for cost in costs.values() if math.isfinite(cost)]
+        delta = max(known) if known else math.nan
+        status = self._status(defended, point, found, utility, reference)
+        for number, attack in enumerate(self._attacks):
+            if work.bench.progress:
+                work.bench.progress(
+                    f"{defense.spec}, seed {seed}: point {point.label}, {attack.spec}", number, len(self._attacks)
+                )
+            try:
+                outcomes, artifact = measure(defended, point, attack, model)
+                scores, terms = scored(attack, outcomes)
+            except StoreError:
+                raise
+            except MemdefenseError as error:
+                self._failed(label, defense, attack, seed, point.label, error)
+                continue
+            name = (
+                point.label if len(defended.points) == 1 or label == defense.spec else f"{defense.spec}@{point.label}"
+            )
+            self._measured.setdefault((label, attack.spec), []).append(
+                Measured(
+                    seed, name, delta, scores, terms, utility[Perplexity.name].headline.value, status, defense.spec
+                )
+            )
+            row = {
+                **self._head(label, defense, attack, seed, point.label),
+                "at": point.at,
+                "status": status,
+                "error": "",
+                "leakage": scores.headline.value,
+                "scores": score_rows(scores, "leakage"),
+                "utility": {u: score_rows(s, u) for u, s in utility.items()},
+                "d": {**costs, "worst": delta},
+                "overfit_percent": reference.overfit,
+                "detector": {"name": "memdefense.pii", "recall": self._recall},
+                "cost": {
+                    **defended.cost,
+                    "attack_seconds": artifact.facts["seconds"],
+                    "peak_memory_bytes": artifact.facts["peak_memory_bytes"],
+                },
+                "notes": {**defended.notes, **cast(dict[str, float], artifact.facts["notes"])},
+                "train_config": dataclasses.asdict(defended.config),
+            }
+            self._add(row, artifact, outcomes)
+
+    def _status(
+        self,
+        defended: Defended,
+        point: StoredPoint,
+        found: list[list[Outcome]],
+        utility: Mapping[str, Scores],
+        reference: _Reference,
+    ) -> str:
+        """``no-op`` where documents, weights and outputs are the undefended run's; ``collapsed`` where the model is
+        worse than one that never saw the private text."""
+        twin = reference.points.get(point.label)
+        if overrides_anything(defended.defense) and twin is not None and twin.digest == point.digest:
+            same = all(_close(a, b) for a, b in zip(found, reference.outcomes[point.label], strict=True))
+            if same and defended.curated_digest == reference.curated:
+                return "no-op"
+        if utility[Perplexity.name].headline.value > reference.never_trained * (1 + 1e-9):
+            return "collapsed"
+        return "ok"
+
+    def _failed(
+        self, label: str, defense: Defense, attack: Attack, seed: int, point: str, error: MemdefenseError
+    ) -> None:
+        status = "n/a" if isinstance(error, NotApplicable) else "error"
+        if status == "error":
+            logger.warning("%s under %s, seed %d: %s", defense.spec, attack.spec, seed, error)
+        row = {
+            **self._head(label, defense, attack, seed, point),
+            "status": status,
+            "error": say(error),
+            "leakage": None,
+        }
+        self._add(row, None, [])
+
+    def _add(self, row: Row, artifact: Artifact | None, outcomes: Sequence[Outcome]) -> None:
+        row["key"] = artifact.key + row["recipe"][:8] if artifact else digest([row["recipe"], row["error"]])
+        row["provenance"] = self._provenance
+        self.rows.append(row)
+        if not self._writer:
+            return
+        self._writer.row(row)
+        if artifact:
+            path = self._writer.folder / "outcomes" / f"{row['recipe'][:32]}.jsonl"
+            write_outcomes(path, outcomes)
+            if self._settings.log_samples:
+                lines = "".join(json.dumps(dict(sample)) + "\n" for sample in read_samples(artifact))
+                self._writer.text(f"outcomes/{row['recipe'][:32]}.samples.jsonl", lines)
+
+    def _names(self, defense: Defense, attack: Attack) -> Row:
+        work = self._work
+        return {
+            "benchmark": work.benchmark.spec,
+            "benchmark_version": work.benchmark.version,
+            "model": work.base.origin or f"{work.benchmark.name} default",
+            "defense": defense.name if len(getattr(defense, "parts", ())) == 0 else defense.spec,
+            "family": defense.family,
+            "attack": attack.name,
+            "attack_spec": attack.spec,
+            "attack_family": attack.family,
+            "access": attack.access,
+        }
+
+    def _head(self, label: str, defense: Defense, attack: Attack, seed: int, point: str) -> Row:
+        work = self._work
+        recipe = digest(
+            {
+                **self._names(defense, attack),
+                "defense": defense.spec,
+                "code": [code_of(work.benchmark), code_of(defense), code_of(attack), code_of("memdefense.lab")],
+                "config": dataclasses.asdict(work.config),
+                "corpus": work.corpus_digest,
+                "settings": [self._settings.detector_recall, self._settings.edit_all, self._settings.limit],
+                "seed": seed,
+                "point": point,
+            }
+        )
+        return {
+            "row": "point",
+            "schema": SCHEMA,
+            **self._names(defense, attack),
+            "defense_label": label,
+            "defense_spec": defense.spec,
+            "seed": seed,
+            "point": point,
+            "recipe": recipe,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reference:
+    """The undefended run of one seed."""
+
+    utility: Mapping[str, float]  # at the checkpoint of the lowest held-out perplexity
+    points: Mapping[str, StoredPoint]
+    outcomes: Mapping[str, list[list[Outcome]]]
+    curated: str
+    never_trained: float  # the base model's held-out perplexity
+    overfit: float  # percent by which the final held-out perplexity exceeds its minimum
+
+
+def overrides_anything(defense: Defense) -> bool:
+    """Whether a defense is more than the baseline."""
+    return any(overrides(defense, hook) for hook in ("configure", "curate", "train", "edit", "guard"))
+
+
+def _as_point(work: Work) -> StoredPoint:
+    return StoredPoint("base", 0.0, work.base_digest, cast(Artifact, None), "")
+
+
+def _detector_recall(work: Work) -> float | None:
+    """The share of the secrets' occurrences in the training text that the defender's detector finds; None without."""
+    lab = work.lab("detector", 0)
+    texts = {document.id: document.text for document in work.corpus.train}
+    found: dict[str, set[str]] = {}
+    hits = total = 0
+    for secret in work.corpus.secrets:
+        for place in secret.occurrences if secret.member else ():
+            if place.document in texts:
+                if place.document not in found:
+                    found[place.document] = {f"{hit.kind}/{hit.start}" for hit in lab.find(texts[place.document])}
+                hits += f"{secret.kind}/{place.start}" in found[place.document]
+                total += 1
+    return hits / total if total else None
+
+
+def _close(ours: Iterable[Outcome], theirs: Iterable[Outcome]) -> bool:
+    mine, other = ({o.unit: o.values for o in side} for side in (ours, theirs))
+    return mine.keys() == other.keys() and all(
+        abs(mine[unit][name] - other[unit][name]) < 1e-6 for unit in mine for name in mine[unit]
+    )
+
+
+def _cost_of(rows: Iterable[Row], name: str) -> list[float]:
+    """A cost once per (defense spec, seed): every point of a run carries the whole of it."""
+    return list(
+        {(row["defense_spec"], row["seed"]): row["cost"].get(name, 0.0) for row in rows if "cost" in row}.values()
+    )

@@ -1,0 +1,188 @@
+"""The table as it is printed: every kind of entry, at 100 columns, in Markdown, with ties and published figures."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from memdefense.errors import DataError
+from memdefense.leaderboard import table
+from memdefense.leaderboard.commands import leaderboard
+from memdefense.results import Row, plain
+
+PLACE = {
+    "benchmark": "mailbox:documents=50",
+    "benchmark_version": "1",
+    "model": "mailbox default",
+    "attack": "prefix",
+    "attack_spec": "prefix",
+    "attack_family": "extraction",
+    "access": "text",
+}
+
+
+def score(value: float | None, low: float | None = None, high: float | None = None, **more: object) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": 60, "events": 33, **more}
+
+
+def entry(label: str, gain: tuple[float, float, float] = (0, 0, 0), *, status: str = "ok", **more: Any) -> Row:
+    budgets = {tau: score(value, value - 12, value + 9) for tau, value in (("1", 10.0), ("5", 55.0), ("20", 81.5))}
+    row: Row = {
+        "row": "entry",
+        **PLACE,
+        "defense": label.partition(":")[0],
+        "defense_label": label,
+        "defense_spec": [label],
+    }
+    row |= {"resolvable": True, "note": "", "statuses": {status: 5}, "errors": [], "undefended": score(0.5)}
+    return row | {"maxter": budgets, "aurc": score(40.0, 20.0, 60.0), "gain": score(*gain)} | more
+
+
+def unresolved(label: str, note: str, *, status: str = "ok", errors: tuple[str, ...] = ()) -> Row:
+    row = entry(label, status=status, resolvable=False, note=note, errors=list(errors))
+    return {name: value for name, value in row.items() if name not in ("maxter", "aurc", "gain")}
+
+
+def point(label: str, leakage: float = 0.25, *, status: str = "ok", seed: int = 0, **more: Any) -> Row:
+    row = {"row": "point", **PLACE, "defense_label": label, "defense_spec": label, "seed": seed, "point": "1.0"}
+    if status in ("error", "n/a"):
+        return row | {"status": status, "error": "it broke", "leakage": None}
+    scores = {"leakage": score(leakage, leakage - 0.1, leakage + 0.1), "hit_rate": score(0.5)}
+    scores |= {"chance": score(0.01), "held_out_rate": score(0.02) | {"n": 20, "events": 1}}
+    d = {"perplexity": 2.5, "continuation": 12.0, "copy": None, "worst": 12.0}
+    detector = {"name": "memdefense.pii", "recall": 0.8}
+    row |= {"status": status, "leakage": leakage, "scores": scores, "d": d, "cost": {"train_seconds": 61.4}}
+    return row | {"detector": detector, "overfit_percent": 0.0} | more
+
+
+EVERYTHING = [
+    entry("none"),
+    entry("rmft", (30.0, 20.0, 40.0)),
+    entry("dedup:level=near|pii,match-steps=true+rmft:keep=none,kinds=email|phone", (25.0, 15.0, 35.0)),
+    entry("twin", (0.0, -2.0, 2.0), status="no-op"),
+    unresolved("broken", "no seed was measured", status="error", errors=("broken failed in train(): [oops] a|b",)),
+    unresolved("absent", "no seed was measured", status="n/a"),
+    unresolved("small", "not resolvable: the undefended leakage rests on 2 events"),
+    point("none", 0.5),
+    point("rmft"),
+    point("rmft", 0.35, seed=1),
+    point("twin", 0.5, status="no-op"),
+    point("broken", status="error"),
+    point("absent", status="n/a"),
+    point("small"),
+]
+
+Printed = Callable[..., str]
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch) -> Printed:
+    def run(rows: list[Row], width: int = 100, **options: bool) -> str:
+        out = io.StringIO()
+        monkeypatch.setattr(table, "Console", lambda **more: Console(file=out, width=width, **more))
+        table.print_tables([json.loads(json.dumps(plain(row))) for row in rows], **options)
+        return out.getvalue()
+
+    return run
+
+
+@pytest.mark.parametrize("width", [100, 160])
+def test_every_kind_of_entry_is_printed_within_the_width(printed: Printed, width: int) -> None:
+    text = printed(EVERYTHING, width, points=True)
+    assert max(map(len, text.splitlines())) <= width
+    for word in ("rmft", "twin", "broken", "absent", "small", "5 ok", "5 no-op", "5 error", "5 n/a", "unresolved"):
+        assert word in text
+    assert "broken failed in train(): [oops] a|b" in text
+    assert "nan" not in text.lower()
+
+
+def test_numbers_have_units_intervals_and_directions(printed: Printed) -> None:
+    text = printed(EVERYTHING)
+    line = next(line for line in text.splitlines() if line.split()[1:2] == ["rmft"])
+    # The mean over seeds of the leakage at the end; MaxTER at 1, 5, 20 %; AURC; gain; the worst cost.
+    assert line.split() == ["1", "rmft", "0.300", "10.0", "55.0", "81.5", "40.0", "+30.0", "12.0", "5", "ok"]
+    after = text.splitlines()[text.splitlines().index(line) + 1]
+    assert after.split() == ["[0.20,0.40]", "[-2,19]", "[43,64]", "[70,90]", "[20,60]", "[20,40]", "contin.", "61", "s"]
+    head = text.splitlines()[2:4]
+    assert head[0].split() == ["MaxTER", "MaxTER", "MaxTER", "AURC", "gain", "d"]
+    assert head[1].split() == ["#", "defense", "leakage", "@1", "%", "@5", "%", "@20", "%", "%", "%", "%", "status"]
+    assert "leakage ↓" in text
+    assert "MaxTER@τ ↑" in text
+    assert "chance 0.010 (twins); held-out values 1 of 20" in " ".join(text.split())
+    assert "finds 80.0 % of the secrets' occurrences" in " ".join(text.split())
+
+
+def test_overlapping_gains_are_ties_and_clear_ones_are_not(printed: Printed) -> None:
+    text = printed(EVERYTHING)
+    lines = (line.split() for line in text.splitlines() if line[:1] == " " and line[1:3].strip())
+    ranks = {cells[1][:5]: cells[0] for cells in lines if len(cells) > 3 and (cells[0] == "-" or cells[0].isdigit())}
+    assert (ranks["rmft"], ranks["dedup"]) == ("1", "1")  # 20 to 40 and 15 to 35
+    assert (ranks["none"], ranks["twin"]) == ("3", "3")  # 0 to 0 and -2 to 2, both below the two
+    assert ranks["small"] == ranks["broke"] == "-"
+
+
+def test_what_was_published_stands_beside_what_was_measured(printed: Printed) -> None:
+    text = " ".join(printed(EVERYTHING).split())
+    assert "published: rmft TER -80.81 %, SER -80.17 %, perplexity +5.73 % (GPT2-XL, 10,000 Enron messages" in text
+    assert "perplexity 4.254 → 4.42" in text
+    assert "published: twin" not in text
+    assert "published" not in printed([entry("none"), point("none")])
+
+
+def test_published_rows_are_complete() -> None:
+    fields = ["defense", "paper", "model", "data", "metric", "baseline", "value", "unit", "source"]
+    for row in table.published():
+        assert list(row) == fields
+        assert row["source"] in ("paper", "code", "second-hand")
+        assert math.isfinite(row["value"])
+        assert row["paper"]
+        assert row["metric"]
+
+
+def test_markdown_has_as_many_cells_in_every_row(printed: Printed) -> None:
+    text = printed(EVERYTHING, markdown=True)
+    rows = [line.replace("\\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + 7
+    assert {row.count("|") for row in rows} == {len(rows[0].split("|")) - 1}
+    assert "10.0<br>[-2,19]" in text
+    assert "level=near\\|pii" in text
+    assert "**mailbox:documents=50 v1 · mailbox default · prefix (text)**" in text
+
+
+def test_unbounded_and_unknown_limits(printed: Printed) -> None:
+    wide = entry(
+        "wide",
+        (1.0, -math.inf, math.inf),
+        aurc=score(1.0, -123456.0, 20.0),
+        maxter={tau: score(math.nan, math.nan, math.nan) for tau in ("1", "5", "20")},
+    )
+    text = printed([wide, point("wide")])
+    assert "[-∞,20]" in text
+    assert "+1.0" in text
+
+
+def test_a_later_entry_takes_the_place_of_an_earlier_one(printed: Printed) -> None:
+    text = printed([entry("rmft", (1.0, 0.0, 2.0)), entry("rmft", (7.0, 6.0, 8.0))])
+    assert "+7.0" in text
+    assert "+1.0" not in text
+
+
+def test_a_run_without_entries_is_an_error(printed: Printed) -> None:
+    with pytest.raises(DataError, match="interrupted"):
+        printed([point("none")])
+
+
+def test_the_command_reads_a_folder(tmp_path: Path) -> None:
+    lines = [json.dumps(plain(row)) for row in EVERYTHING]
+    (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
+    done = CliRunner().invoke(leaderboard, [str(tmp_path), "--markdown"])
+    assert done.exit_code == 0, done.output
+    assert "| rmft |" in done.output
