@@ -47,11 +47,13 @@ class MIA(Attack):
     family = "membership"
     summary: ClassVar[str] = "Membership of documents by loss, zlib, lowercase, min-k, min-k++ and reference."
     paper: ClassVar[str] = "Yeom 2018; Carlini 2021; Shi 2024; Zhang 2025"
-    access: Access = "logprobs"
-
     headline: Literal["loss", "zlib", "lowercase", "min-k", "min-k++", "reference"] = "reference"
     k: float = 0.2
     members: int = 500
+
+    @property
+    def access(self) -> Access:
+        return "logprobs"
 
     def run(self, target: LogprobTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         """Scores documents.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from memdefense import Attack, Corpus, NotApplicable, Occurrence, Outcome, Score, Scores, Secret, pii
-from memdefense.attack import Access, Term
+from memdefense.attack import Term
 from memdefense.match import begins
 from memdefense.score import bucket, excess, excess_terms, paired_excess, rate, standardised_chance
 
@@ -57,8 +57,6 @@ class Prefix(Attack):
     family = "extraction"
     summary: ClassVar[str] = "Greedy continuation of what stood before each secret."
     paper: ClassVar[str] = "Carlini et al., ICLR 2023, arXiv 2202.07646"
-    access: Access = "text"
-
     context: int = 100
     random: int = 1
     new_tokens: int = 0

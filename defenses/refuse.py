@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Refuse(Defense):
     """Undefended training behind a guard that answers every prompt with nothing.
 
-    It shows that the utility axis works: a guard that blocks everything costs 100 %. It does not touch log-probabilities,
-    so membership attacks that read those see the undefended model.
+    It shows that the utility axis works: a guard that blocks everything costs 100 %. It does not touch
+    log-probabilities, so membership attacks that read those see the undefended model.
     """
 
     name: ClassVar[str] = "refuse"

@@ -54,7 +54,10 @@ class Term:
 class Measure(Plugin, ABC):
     """Plays against a target and scores what came of it: the shape that attacks and utilities share."""
 
-    access: Access = "text"
+    @property
+    def access(self) -> Access:
+        """What the target must allow; of the instance, since one score of an attack may need more than another."""
+        return "text"
 
     @abstractmethod
     def run(self, target: Any, corpus: Corpus, lab: AttackLab) -> Iterable[Outcome]:

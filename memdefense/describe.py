@@ -45,7 +45,7 @@ def print_lists(groups: Sequence[str]) -> None:
             except MemdefenseError as error:
                 table.add_row(name, *(["-"] if extra else []), f"[red]{error}[/red]", owner)
                 continue
-            table.add_row(name, *([str(getattr(kind, extra, ""))] if extra else []), kind.summary, owner)
+            table.add_row(name, *([_told(kind, extra)] if extra else []), kind.summary, owner)
         console.print(table)
         console.print()
 
@@ -155,6 +155,17 @@ def _why(event: Mapping[str, object], manifests: Sequence[Mapping[str, object]])
         if nearest is None or len(differing) < nearest[0]:
             nearest = (len(differing), differing)
     return f"another {', '.join(nearest[1])}" if nearest else "the first of its kind"
+
+
+def _told(kind: type[Plugin], attribute: str) -> str:
+    """A class attribute, or what an instance with all defaults says where it is a property."""
+    found = getattr(kind, attribute, "")
+    if not isinstance(found, property):
+        return str(found)
+    try:
+        return str(getattr(kind(), attribute))
+    except TypeError:  # it cannot be built without fields
+        return "?"
 
 
 def _is_of(group: str, name: str) -> bool:

@@ -187,7 +187,7 @@ def fit(
         with _silence(), _trainable(lm, config.lora, seed) as model:
             running = trainer(
                 model=model,
-                args=_arguments(folder, config, total, seed, device),
+                args=_arguments(folder, config, total, seed, device, lm.width),
                 train_dataset=data,
                 data_collator=_as_inputs,
                 callbacks=[_Keep(list(kept), total, mark["seconds"], progress)],
@@ -215,7 +215,7 @@ def _as_inputs(columns: Any) -> dict[str, Tensor]:
     return {"input_ids": columns["ids"], **{name: columns[name] for name in ("labels", "document", "offset")}}
 
 
-def _arguments(folder: Path, config: TrainConfig, steps: int, seed: int, device: str) -> TrainingArguments:
+def _arguments(folder: Path, config: TrainConfig, steps: int, seed: int, device: str, width: int) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -226,7 +226,7 @@ def _arguments(folder: Path, config: TrainConfig, steps: int, seed: int, device:
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=precision(config.dtype, device) == "bfloat16",
+        bf16=precision(config.dtype, device, width=width) == "bfloat16",
         seed=seed,
         use_cpu=device == "cpu",
         save_strategy="no",

@@ -111,6 +111,11 @@ class LM:
         return min(int(self.tokenizer.model_max_length), _LONGEST_CONTEXT)
 
     @property
+    def width(self) -> int:
+        """The size of the hidden state."""
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.model.device

@@ -38,7 +38,7 @@ _CLEAR_LEAD = 1e-3
 # that prompts with values of about one length can be generated together.
 _SLACK, _ROUND = 8, 16
 # Vocabulary-sized work done at a time: on a CPU what stays in a core's cache, elsewhere what keeps the device busy.
-_MEASURED_FLOATS = {"cpu": 1 << 17}
+_MEASURED_FLOATS = {"cpu": 1 << 20}
 _BATCH_LOGITS = 1 << 27
 _BATCH_TOKENS = {"cpu": 8192, "cuda": 131072, "mps": 16384}
 _CACHE_BYTES = 1 << 28  # of keys and values in one batch, where the token budget would leave it smaller

@@ -34,7 +34,10 @@ class Perplexity(Utility):
 
     name: ClassVar[str] = "perplexity"
     summary: ClassVar[str] = "Perplexity of held-out private text."
-    access: Access = "logprobs"
+
+    @property
+    def access(self) -> Access:
+        return "logprobs"
 
     def run(self, target: LogprobTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         spans = _secret_spans(corpus)
@@ -88,7 +91,6 @@ class Continuation(Utility):
 
     name: ClassVar[str] = "continuation"
     summary: ClassVar[str] = "chrF of continued held-out text."
-    access: Access = "text"
     texts: int = 150
     length: int = 120
 
@@ -127,7 +129,6 @@ class Copy(Utility):
 
     name: ClassVar[str] = "copy"
     summary: ClassVar[str] = "Accuracy on values that stand in the prompt."
-    access: Access = "text"
     places: int = 200
 
     def run(self, target: TextTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
