@@ -262,7 +262,12 @@ def _above(gain: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def _claimed(entry: Row, claims: Sequence[dict[str, Any]]) -> list[str]:
     """What was published of an entry's defense, one line per source."""
-    mine = [claim for claim in claims if claim["defense"] == entry["defense"]]
+    extracts = entry.get("attack_family") in (None, "extraction")  # rates of extraction say nothing of membership
+    mine = [
+        claim
+        for claim in claims
+        if claim["defense"] == entry["defense"] and (extracts or claim["metric"] not in ("TER", "SER"))
+    ]
     found: dict[tuple[str, ...], list[str]] = {}
     for claim in mine:
         value = f"{claim['value']:+g}" if claim["unit"] == "% change" else f"{claim['value']:g}"

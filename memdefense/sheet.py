@@ -104,7 +104,7 @@ class Sheet:
                     "train_seconds": math.fsum(_cost_of(rows, "train_seconds")),
                 }
                 entry = {**named, **entry_of(measured[label], list(measured.values())), "provenance": self._provenance}
-                entry["recipe"] = digest(sorted({row["recipe"] for row in rows}))
+                entry["recipe"] = digest([code_of("memdefense.entries"), *sorted({row["recipe"] for row in rows})])
                 entry["key"] = digest([entry["recipe"], sorted(row["key"] for row in rows)])
                 found.append(entry)
                 if self._writer:

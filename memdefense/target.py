@@ -37,7 +37,8 @@ _CLEAR_LEAD = 1e-3
 # White space that may stand before a value `continues` looks for, in tokens; and what its budget is rounded up to, so
 # that prompts with values of about one length can be generated together.
 _SLACK, _ROUND = 8, 16
-# Vocabulary-sized work done at a time: on a CPU what stays in a core's cache, elsewhere what keeps the device busy.
+# Vocabulary-sized work done at a time: on a CPU what caches hold, in few enough steps that threads seldom wait for each
+# other (a busy machine makes that dear); elsewhere what keeps the device busy.
 _MEASURED_FLOATS = {"cpu": 1 << 20}
 _BATCH_LOGITS = 1 << 27
 _BATCH_TOKENS = {"cpu": 8192, "cuda": 131072, "mps": 16384}
