@@ -20,7 +20,6 @@ from memdefense import LM, Attack, Corpus, Defense, Document, Documents, Lab, Ou
 from memdefense.attack import Access
 from memdefense.attacks.prefix import Prefix
 from memdefense.benchmarks.mailbox import Mailbox
-from memdefense.defenses.refuse import Refuse
 from memdefense.defenses.rmft import RMFT
 from memdefense.results import Results, Row
 from memdefense.settings import Settings
@@ -292,9 +291,9 @@ def test_a_damaged_store_is_noticed_and_mended(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_default_benchmark_memorises_more_the_more_often_it_sees(tmp_path: Path) -> None:
-    results = memdefense.run(
-        Mailbox(), [Refuse()], [Prefix()], store=str(tmp_path / "store"), device="cpu", baselines=""
-    )
+    torch.set_num_threads(os.cpu_count() or 1)
+    settings = Settings(store=str(tmp_path / "store"), device="cpu", baselines="", training={"checkpoints": 3})
+    results = memdefense.run(Mailbox(), "none", [Prefix()], settings=settings)
     final = of(results, "none")[-1]
     rates = [final["scores"][f"hit_rate_{bucket}"]["value"] for bucket in ("1", "2-4", "5-16", ">16")]
     assert rates == sorted(rates)
