@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 run: $(VENV)/.installed
 	$(BIN)/memdefense run --defense rmft --attack prefix
 
-test: lint types unit types-installed
+test: lint types types-installed unit
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from memdefense.errors import NotApplicable
 from memdefense.lab import AttackLab, Bench
 from memdefense.lm import LM
 from memdefense.store import Store
-from memdefense.target import LocalTarget
+from memdefense.target import GREEDY, LocalTarget, Sampling
 from memdefense.train import TrainConfig
 
 VALUES = ["4155550134", "2125550187", "3125550199"]
@@ -131,8 +132,12 @@ class Parrot:
     def __init__(self, said: dict[str, str]) -> None:
         self.said = said
 
-    def generate(self, prompts: list[str], *, max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling = GREEDY) -> list[str]:
         return [next((text for end, text in self.said.items() if prompt.endswith(end)), "") for prompt in prompts]
+
+    def continues(self, prompts: Sequence[str], values: Sequence[str]) -> list[bool]:
+        said = self.generate(prompts, max_new_tokens=1)
+        return [text.lstrip().startswith(value) for text, value in zip(said, values, strict=True)]
 
 
 def test_generated_pii_counts_anywhere_but_not_what_the_prompt_held(store: Store, tiny_lm: LM) -> None:
