@@ -298,9 +298,6 @@ def _print_table(folder: Path) -> None:
 
 def main() -> None:
     """Runs the command line; an error is a sentence, not a traceback."""
-    # Before torch loads: threads that wait without spinning. On a machine that something else uses too, spinning ones
-    # slow every small operation down many times.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
