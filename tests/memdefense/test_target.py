@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from memdefense.errors import ModelError, PluginError, SpecError
 from memdefense.lm import LM
+from memdefense.spelling import spelled
 from memdefense.target import GREEDY, PLAIN, LocalTarget, Sampling, Signals, limited
 
 PROMPTS = [
@@ -419,9 +420,9 @@ def test_tokenizers_that_drop_a_leading_space_still_give_it_back(tiny_lm: LM) ->
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=spelling, bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
     )
-    target = LocalTarget(LM(tiny_lm.model, tokenizer))
-    assert target._spelled([1, 3], [4, 5]) == " Anna now"
-    assert target._spelled([1, 3], [6]) == "s"
+    lm = LM(tiny_lm.model, tokenizer)
+    assert spelled(lm, [1, 3], [4, 5]) == " Anna now"
+    assert spelled(lm, [1, 3], [6]) == "s"
 
 
 def test_sampling_that_makes_no_sense_is_an_error() -> None:
