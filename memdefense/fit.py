@@ -25,7 +25,7 @@ from transformers.trainer_callback import PrinterCallback
 from memdefense.corpus import Documents
 from memdefense.errors import ModelError
 from memdefense.lm import LM, _quiet
-from memdefense.train import Batch, LoRA, Loss, TrainConfig, next_token_loss, precision, rows
+from memdefense.train import Batch, Blank, LoRA, Loss, TrainConfig, next_token_loss, precision, rows
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -142,6 +142,7 @@ def fit(
     device: str = "cpu",
     loss: Loss = next_token_loss,
     trainer: type[FitTrainer] = FitTrainer,
+    blank: Blank | None = None,
     micro_batch: int = 0,
     progress: Progress | None = None,
 ) -> tuple[list[Checkpoint], dict[str, float]]:
@@ -156,6 +157,7 @@ def fit(
         device: ``cpu`` or ``cuda``.
         loss: what is minimised.
         trainer: a subclass, for what a loss cannot say.
+        blank: gives the spans of a document's text whose tokens stay in the context and are never a target.
         micro_batch: rows per forward pass; 0 is the whole batch. Changes memory and speed, not the result.
         progress: called after every step.
 
@@ -163,7 +165,7 @@ def fit(
         The checkpoints in order, and the cost: ``train_seconds`` and ``tokens``.
 
     Raises:
-        DataError: nothing to train on.
+        DataError: nothing to train on, or nothing left to predict.
         ModelError: a block longer than the model's context, or training that diverged.
     """
     if config.block_size > lm.context:
@@ -176,7 +178,7 @@ def fit(
         )
     if not config.steps and not config.epochs:
         return [], {"train_seconds": 0.0, "tokens": 0.0}
-    data = rows(config, documents, lm, seed=seed)
+    data = rows(config, documents, lm, seed=seed, blank=blank)
     total = -(-len(data) // config.batch_size)
     # Labelled by the fraction asked for: two arms whose numbers of steps differ share their labels all the same.
     places = range(1, config.checkpoints + 1)

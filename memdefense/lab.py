@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import shutil
 import time
@@ -23,7 +24,7 @@ from memdefense.lm import LM
 from memdefense.recipe import code_of, digest, versions
 from memdefense.store import Artifact, Store
 from memdefense.target import LocalTarget
-from memdefense.train import Loss, TrainConfig, next_token_loss
+from memdefense.train import Blank, Loss, TrainConfig, next_token_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,6 +110,7 @@ class Lab:
         *,
         loss: Loss | None = None,
         trainer: type[FitTrainer] | None = None,
+        blank: Blank | None = None,
         config: TrainConfig | None = None,
     ) -> Iterable[Point]:
         """Trains a copy of ``model`` and yields its checkpoints; the store makes a second call free.
@@ -118,9 +120,11 @@ class Lab:
             documents: what it is trained on.
             loss: what is minimised; the mean next-token loss by default. Its fields and code are part of the key.
             trainer: a subclass of FitTrainer, for what a loss cannot say.
+            blank: gives the spans of a document's text (in characters) whose tokens stay in the context and are never
+                a target; a token that shares a character with a span is left out whole.
             config: another than the lab's own.
         """
-        for point in self.fit_stored(model, documents, loss=loss, trainer=trainer, config=config):
+        for point in self.fit_stored(model, documents, loss=loss, trainer=trainer, blank=blank, config=config):
             yield Point(point.label, point.at, point.load(self.device))
 
     def fit_stored(
@@ -130,6 +134,7 @@ class Lab:
         *,
         loss: Loss | None = None,
         trainer: type[FitTrainer] | None = None,
+        blank: Blank | None = None,
         config: TrainConfig | None = None,
     ) -> list[StoredPoint]:
         """As `fit`, but the checkpoints stay in the store."""
@@ -137,16 +142,17 @@ class Lab:
         epochs = (
             range(int(-(-config.epochs // 1)) if not config.steps else 1) if isinstance(documents, Redrawn) else (0,)
         )
+        drawn = [documents.epoch(e) if isinstance(documents, Redrawn) else documents for e in epochs]
+        spans = functools.cache(blank) if blank else None  # what is keyed is what is trained
         parts = {
             "code": code_of("memdefense.fit"),
             "model": model.digest(),
-            "documents": [
-                digest_documents(documents.epoch(e) if isinstance(documents, Redrawn) else documents) for e in epochs
-            ],
+            "documents": [digest_documents(own) for own in drawn],
             "config": dataclasses.asdict(config),
             "seed": self.seed,
             "loss": _custom(loss),
             "trainer": code_of(trainer) if trainer else "",
+            **({"blank": digest([[list(spans(d.text)) for d in own] for own in drawn])} if spans else {}),
             **self._bench.surroundings(),
         }
 
@@ -160,6 +166,7 @@ class Lab:
                 device=self.device,
                 loss=loss or next_token_loss,
                 trainer=trainer or FitTrainer,
+                blank=spans,
                 micro_batch=self._bench.micro_batch,
                 progress=(lambda done, total: self.progress("training", done, total)),
             )

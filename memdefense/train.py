@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from memdefense.corpus import Document, Documents, Redrawn
 from memdefense.errors import DataError, SpecError
+from memdefense.spans import Span, token_mask
 
 if TYPE_CHECKING:
     from memdefense.lm import LM
@@ -121,7 +122,11 @@ def next_token_loss(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tenso
     return total, (labels != -100).sum()
 
 
+Blank = Callable[[str], Sequence[Span]]
+"""The spans of characters of a text whose tokens are read and never predicted."""
+
 Column = npt.NDArray[np.int32]
+_Row = tuple[Column, Column, Column, Column]  # ids, labels, document, offset
 
 
 class Rows:
@@ -151,17 +156,17 @@ def ordered(documents: Documents, seed: int, epoch: int) -> list[Document]:
     return sorted(documents, key=place)
 
 
-def rows(config: TrainConfig, documents: Documents, lm: LM, *, seed: int) -> Rows:
+def rows(config: TrainConfig, documents: Documents, lm: LM, *, seed: int, blank: Blank | None = None) -> Rows:
     """Every row of a run: documents of each epoch in its order, tokenized, packed and cut to ``block_size``.
 
     Raises:
-        DataError: no document holds a token.
+        DataError: no document holds a token, or none is left to predict.
     """
     block = config.block_size
     wanted = config.steps * config.batch_size if config.steps else 0
-    tokenized = _Tokenized(lm, documents)
-    made: list[tuple[Column, Column, Column]] = []
-    left: list[list[int]] = [[], [], []]
+    tokenized = _Tokenized(lm, documents, blank)
+    made: list[_Row] = []
+    left: list[list[int]] = [[], [], [], []]
     for epoch in range(math.ceil(config.epochs) if not wanted else wanted * block + 1):
         chosen = ordered(documents.epoch(epoch) if isinstance(documents, Redrawn) else documents, seed, epoch)
         if not wanted:
@@ -176,8 +181,11 @@ def rows(config: TrainConfig, documents: Documents, lm: LM, *, seed: int) -> Row
     if left[0] and not wanted:
         made.append(_padded(left, block))
     made = made[:wanted] if wanted else made
-    ids, document, offset = (np.stack([row[column] for row in made]) for column in range(3))
-    return Rows(ids, np.where(document >= 0, ids, -100).astype(np.int32), document, offset)
+    ids, labels, document, offset = (np.stack([row[column] for row in made]) for column in range(4))
+    ends = [-100, *lm.separator(), *lm.tokenizer.all_special_ids]
+    if blank and np.isin(labels[:, 1:], ends).all():
+        raise DataError("nothing is left to predict: every token that is trained on lies in a span to leave out")
+    return Rows(ids, labels, document, offset)
 
 
 def count_steps(config: TrainConfig, documents: Documents, lm: LM, *, seed: int = 0) -> int:
@@ -188,58 +196,68 @@ def count_steps(config: TrainConfig, documents: Documents, lm: LM, *, seed: int 
 
 
 class _Tokenized:
-    """Token ids by text, each text tokenized once however many epochs it is seen in."""
+    """Token ids and labels by text, each text tokenized once however many epochs it is seen in."""
 
-    def __init__(self, lm: LM, documents: Documents) -> None:
-        self._lm = lm
-        self._ids: dict[str, list[int]] = {}
+    def __init__(self, lm: LM, documents: Documents, blank: Blank | None) -> None:
+        self._lm, self._blank = lm, blank
+        self._ids: dict[str, tuple[list[int], list[int]]] = {}
         self._index: dict[str, int] = {}
         for document in documents:
             self._index.setdefault(document.id, len(self._index))
         self._end = lm.separator()
 
-    def __call__(self, documents: Sequence[Document]) -> Iterator[tuple[int, list[int]]]:
+    def __call__(self, documents: Sequence[Document]) -> Iterator[tuple[int, list[int], list[int]]]:
         for document in documents:
-            ids = self._ids.get(document.text)
-            if ids is None:
-                ids = self._ids[document.text] = self._lm.encode(document.text) + self._end
-            yield self._index.setdefault(document.id, len(self._index)), ids
+            known = self._ids.get(document.text)
+            if known is None:
+                known = self._ids[document.text] = self._labelled(document.text)
+            yield self._index.setdefault(document.id, len(self._index)), *known
+
+    def _labelled(self, text: str) -> tuple[list[int], list[int]]:
+        ids = self._lm.encode(text)
+        whole = ids + self._end
+        spans = self._blank(text) if self._blank else ()
+        if not spans:
+            return whole, whole
+        mask = token_mask(self._lm, text, spans).tolist()
+        return whole, [-100 if hidden else token for token, hidden in zip(ids, mask, strict=True)] + self._end
 
 
 def _packed(
     config: TrainConfig, tokenized: _Tokenized, documents: Sequence[Document], left: list[list[int]]
-) -> Iterator[tuple[Column, Column, Column]]:
+) -> Iterator[_Row]:
     block = config.block_size
     if config.pack != "tokens":
         units: dict[str, list[list[int]]] = {}
-        for document, (index, ids) in zip(documents, tokenized(documents), strict=True):
+        for document, (index, ids, labels) in zip(documents, tokenized(documents), strict=True):
             unit = document.id if config.pack == "document" else document.author or document.id
-            row = units.setdefault(unit, [[], [], []])
-            _extend(row, index, ids)
+            row = units.setdefault(unit, [[], [], [], []])
+            _extend(row, index, ids, labels)
         for row in units.values():
             yield _padded([column[:block] for column in row], block)
         return
-    for index, ids in tokenized(documents):
-        _extend(left, index, ids)
+    for index, ids, labels in tokenized(documents):
+        _extend(left, index, ids, labels)
         while len(left[0]) >= block:
             yield _padded([column[:block] for column in left], block)
             for column in left:
                 del column[:block]
 
 
-def _extend(row: list[list[int]], index: int, ids: list[int]) -> None:
+def _extend(row: list[list[int]], index: int, ids: list[int], labels: list[int]) -> None:
     row[0].extend(ids)
-    row[1].extend([index] * len(ids))
-    row[2].extend(range(len(ids)))
+    row[1].extend(labels)
+    row[2].extend([index] * len(ids))
+    row[3].extend(range(len(ids)))
 
 
-def _padded(row: list[list[int]], block: int) -> tuple[Column, Column, Column]:
+def _padded(row: list[list[int]], block: int) -> _Row:
     short = block - len(row[0])
-    fill = (0, -1, 0)
-    ids, document, offset = (
+    fill = (0, -100, -1, 0)
+    ids, labels, document, offset = (
         np.asarray(column + [filler] * short, dtype=np.int32) for column, filler in zip(row, fill, strict=True)
     )
-    return ids, document, offset
+    return ids, labels, document, offset
 
 
 def precision(dtype: str, device: str, *, width: int = 1 << 30) -> Literal["float32", "bfloat16"]:

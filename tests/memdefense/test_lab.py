@@ -145,6 +145,18 @@ def test_documents_seed_and_config_are_part_of_the_key(tmp_path: Path, tiny_lm: 
     assert len({points[0].artifact.key for points in stored}) == 4
 
 
+def test_blank_spans_are_part_of_the_key(tmp_path: Path, tiny_lm: LM) -> None:
+    lab = _lab(tmp_path, tiny_lm)
+    stored = [
+        lab.fit_stored(tiny_lm, DOCUMENTS, blank=blank)[0]
+        for blank in (None, lambda text: [(4, 11)], lambda text: [(4, 12)], lambda text: [(12, 13)])
+    ]
+    assert len({point.artifact.key for point in stored}) == 4
+    assert len({point.digest for point in stored}) >= 3  # (4, 12) may only add a blank to a token left out before
+    again = lab.fit_stored(tiny_lm, DOCUMENTS, blank=lambda text: [(2 * 2, 11)])[0]  # the spans count, not their code
+    assert again.artifact.key == stored[1].artifact.key
+
+
 def test_progress_names_plugin_seed_and_work(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     lab = _lab(tmp_path, None, who="rmft", seed=2)

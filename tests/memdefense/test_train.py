@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
+import re
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import processors
 
 from memdefense.corpus import Document, Redrawn
 from memdefense.errors import DataError, SpecError
@@ -125,6 +128,70 @@ def test_redrawn_documents_change_by_epoch(tiny_lm: LM) -> None:
         for offset, token in enumerate([*tiny_lm.encode(document.text), 0])
     ]
     assert stream(made) == expected
+
+
+def inside(text: str) -> list[tuple[int, int]]:
+    """Where two of the words stand, from their second letter on: tokens may reach over the edge of a span."""
+    return [(found.start() + 1, found.end()) for found in re.finditer("Anna|invoice", text)]
+
+
+def left_out(lm: LM, text: str) -> list[bool]:
+    """By the letters: a byte-level token of ASCII text spells as many letters as its name is long."""
+    places = {place for start, end in inside(text) for place in range(start, end)}
+    mask, at = [], 0
+    for token in lm.encode(text):
+        begins = token == lm.tokenizer.eos_token_id  # stands at the beginning alone
+        size = 0 if begins else len(lm.tokenizer.backend_tokenizer.id_to_token(token))
+        mask.append(bool(places & set(range(at, at + size))))
+        at += size
+    return mask
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("pack", ["tokens", "document", "author"])
+@pytest.mark.parametrize("redrawn", [False, True])
+def test_blank_spans_are_read_and_never_predicted(tiny_lm: LM, pack: str, redrawn: bool, begun: bool) -> None:
+    lm = tiny_lm
+    if begun:
+        tokenizer = copy.deepcopy(tiny_lm.tokenizer)
+        end = str(tokenizer.eos_token)
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{end} $A", special_tokens=[(end, 0)]
+        )
+        lm = LM(tiny_lm.model, tokenizer)
+    docs = documents(9)
+
+    def draw(epoch: int) -> list[Document]:
+        return [dataclasses.replace(d, text=f"{'Anna ' * epoch}{d.text} {epoch}") for d in docs]
+
+    given = Redrawn(draw(0), draw) if redrawn else draw(0)
+    settings = config(epochs=2, pack=pack, block_size=24)
+    plain, made = rows(settings, given, lm, seed=4), rows(settings, given, lm, seed=4, blank=inside)
+    for name in ("ids", "document", "offset"):
+        assert (made.columns[name] == plain.columns[name]).all()
+    masks = [[[*left_out(lm, d.text), False] for d in draw(epoch if redrawn else 0)] for epoch in (0, 1)]
+    expected = plain.columns["labels"].copy()
+    epoch, seen = 0, set[tuple[int, int]]()
+    for row, column in np.argwhere(plain.columns["document"] >= 0):
+        place = int(plain.columns["document"][row, column]), int(plain.columns["offset"][row, column])
+        if pack == "tokens":  # one after the other: what comes again is of the second epoch
+            epoch, seen = (1, set[tuple[int, int]]()) if place in seen else (epoch, seen)
+            seen.add(place)
+        else:
+            epoch = int(row >= len(plain) // 2)
+        if masks[epoch][place[0]][place[1]]:
+            expected[row, column] = -100
+    assert (made.columns["labels"] == expected).all()
+    assert 20 < (made.columns["labels"] != plain.columns["labels"]).sum() < plain.tokens - 100
+
+
+def test_blank_spans_that_leave_nothing_are_an_error(tiny_lm: LM) -> None:
+    docs = documents(3)
+    with pytest.raises(DataError, match="nothing is left to predict"):
+        rows(config(), docs, tiny_lm, seed=0, blank=lambda text: [(0, len(text))])
+    assert len(rows(config(), docs, tiny_lm, seed=0, blank=lambda text: [(text.index(" ") + 1, len(text))]))
+    unblanked = rows(config(), docs, tiny_lm, seed=0, blank=lambda text: [])
+    assert (unblanked.columns["labels"] == rows(config(), docs, tiny_lm, seed=0).columns["labels"]).all()
 
 
 def test_a_tokenizer_without_an_end_of_text_puts_an_empty_line_between(tiny_lm: LM) -> None:
