@@ -135,7 +135,7 @@ def membership() -> dict[str, float]:
     for _ in range(REPEATS):
         started = time.perf_counter()
         with torch.inference_mode():
-            for batch in target._batches([len(row) for row in ids], lm.model.config.vocab_size):
+            for batch in target._batches([len(row) for row in ids]):
                 longest = max(len(ids[row]) for row in batch)
                 padded = torch.tensor([ids[row] + [0] * (longest - len(ids[row])) for row in batch])
                 lm.model(input_ids=padded, use_cache=False)
