@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from memdefense.errors import DataError
+from memdefense.published import Claim, claim_lines, published
 from memdefense.results import Row
 
 _COLUMNS = ("#", "defense", "leakage", "MaxTER@1 %", "MaxTER@5 %", "MaxTER@20 %", "AURC %", "gain %", "d %", "status")
@@ -83,12 +83,6 @@ def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = 
     console.print(_FOOT, highlight=False, markup=False, style="dim")
 
 
-def published() -> list[dict[str, Any]]:
-    """What papers claim of their defenses: one row per figure, with where it was read (paper, code, second-hand)."""
-    lines = (files("memdefense.leaderboard") / "published.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
-
-
 def _print_table(console: Console, heading: str, lines: Sequence[Sequence[str]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in _COLUMNS:
@@ -144,7 +138,7 @@ def _line(entry: Row, points: Sequence[Row]) -> list[str]:
     rows = [row for row in points if row["defense_label"] == entry["defense_label"]]
     mine = [row for row in rows if row["status"] not in ("error", "n/a")]
     final = _final(mine)
-    seconds = _mean([row["cost"].get("train_seconds") for row in final])
+    seconds = _mean([row["cost"].get("train_seconds", 0.0) + row["cost"].get("edit_seconds", 0.0) for row in final])
     status = [_statuses(entry.get("statuses") or {}), *([] if entry.get("resolvable") or not final else ["unresolved"])]
     status += [f"{seconds:.0f} s"] if seconds is not None else []
     scores = [(row.get("scores") or {}).get("leakage") or {"value": row["leakage"]} for row in final]
@@ -260,26 +254,16 @@ def _above(gain: dict[str, Any], other: dict[str, Any]) -> bool:
     return bool(gain["value"] > other["value"] and low > high)
 
 
-def _claimed(entry: Row, claims: Sequence[dict[str, Any]]) -> list[str]:
+def _claimed(entry: Row, claims: Sequence[Claim]) -> list[str]:
     """What was published of an entry's defense, one line per source."""
     extracts = entry.get("attack_family") in (None, "extraction")  # rates of extraction say nothing of membership
-    mine = [
-        claim
-        for claim in claims
-        if claim["defense"] == entry["defense"] and (extracts or claim["metric"] not in ("TER", "SER"))
-    ]
-    found: dict[tuple[str, ...], list[str]] = {}
-    for claim in mine:
-        value = f"{claim['value']:+g}" if claim["unit"] == "% change" else f"{claim['value']:g}"
-        before = "" if claim["baseline"] is None else f"{claim['baseline']:g} → "
-        unit = " %" if claim["unit"].startswith("%") else f" {claim['unit']}".rstrip()
-        place = tuple(str(claim[name]) for name in ("paper", "source", "model", "data"))
-        found.setdefault(place, []).append(f"{claim['metric']} {before}{value}{unit}")
-    return [
-        f"published: {entry['defense']} {', '.join(figures)} ({', '.join(part for part in (model, data) if part)}"
-        f"{'; ' if model or data else ''}{paper} [{source}])"
-        for (paper, source, model, data), figures in found.items()
-    ]
+    return claim_lines(
+        [
+            claim
+            for claim in claims
+            if claim["defense"] == entry["defense"] and (extracts or claim["metric"] not in ("TER", "SER"))
+        ]
+    )
 
 
 def _interval(score: dict[str, Any], limits: int, digits: int, *, sign: bool = False) -> str:

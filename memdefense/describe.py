@@ -15,6 +15,7 @@ from rich.table import Table
 from memdefense import registry
 from memdefense.errors import MemdefenseError, SpecError, hint
 from memdefense.plugin import Plugin, spell
+from memdefense.published import claim_lines, published
 from memdefense.store import Store
 
 _TITLES = {"defenses": "defense", "attacks": "attack", "utilities": "utility", "benchmarks": "benchmark"}
@@ -85,6 +86,8 @@ def print_plugin(name: str) -> None:
         weakness = getattr(kind, "protects_not", "")
         if weakness:
             console.print(f"\ndoes not protect against: {weakness}", markup=False, highlight=False)
+        for line in claim_lines([claim for claim in published() if claim["defense"] == kind.name]):
+            console.print(line, markup=False, highlight=False)
 
 
 def print_explanation(folder: Path, key: str | None) -> None:

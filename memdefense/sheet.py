@@ -124,6 +124,7 @@ class Sheet:
             defended.curated_digest,
             Perplexity().score(never).headline.value,
             100 * (perplexity[defended.points[-1].label] / perplexity[best] - 1),
+            _tokens(defended.cost),
         )
 
     def _utility(self, defended: Defended, point: StoredPoint) -> dict[str, Scores]:
@@ -187,8 +188,9 @@ class Sheet:
                 "detector": {"name": "memdefense.pii", "recall": self._recall},
                 "cost": {
                     **defended.cost,
+                    "extra_tokens": _tokens(defended.cost) - reference.tokens,
                     "attack_seconds": artifact.facts["seconds"],
-                    "peak_memory_bytes": artifact.facts["peak_memory_bytes"],
+                    "attack_peak_memory_bytes": artifact.facts["peak_memory_bytes"],
                 },
                 "notes": {**defended.notes, **cast(dict[str, float], artifact.facts["notes"])},
                 "train_config": dataclasses.asdict(defended.config),
@@ -292,6 +294,7 @@ class _Reference:
     curated: str
     never_trained: float  # the base model's held-out perplexity
     overfit: float  # percent by which the final held-out perplexity exceeds its minimum
+    tokens: float  # trained on
 
 
 def overrides_anything(defense: Defense) -> bool:
@@ -317,6 +320,11 @@ def _detector_recall(work: Work) -> float | None:
                 hits += f"{secret.kind}/{place.start}" in found[place.document]
                 total += 1
     return hits / total if total else None
+
+
+def _tokens(cost: Mapping[str, float]) -> float:
+    """Tokens a defense trained on, edits included."""
+    return cost.get("tokens", 0.0) + cost.get("edit_tokens", 0.0)
 
 
 def _close(ours: Iterable[Outcome], theirs: Iterable[Outcome]) -> bool:

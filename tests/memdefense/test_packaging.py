@@ -37,7 +37,7 @@ def test_installed_entry_points_are_those_of_pyproject() -> None:
 
 def test_every_entry_point_loads_and_is_called_what_it_says() -> None:
     for group, declared in PROJECT["project"]["entry-points"].items():
-        for name in declared:
+        for name in declared if group != "memdefense.published" else ():  # a package, not a plugin
             (entry,) = {e for e in entry_points(group=group, name=name) if e.dist and e.dist.name == "memdefense"}
             assert entry.load().name == name
 
