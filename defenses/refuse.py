@@ -38,8 +38,7 @@ class _Silent:
 
     @property
     def model(self) -> LM:
-        model: LM = self.behind.model  # type: ignore[attr-defined]
-        return model
+        return self.behind.model
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling = GREEDY) -> list[str]:
         return [""] * len(prompts)

@@ -25,9 +25,22 @@ Ints = npt.NDArray[np.int64]
 
 Law = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``law(ids, hidden, logprobs) -> logprobs``: ids (B, T) with -1 where padded, hidden (B, K, H) and log-probabilities
-(B, K, V) of the last K positions. Pure, and causal: position t may depend on ids up to t only."""
-TextGuard = Callable[[str, str], str]
-"""``text(prompt, continuation) -> continuation``."""
+(B, K, V) of the last K positions. Pure, and causal: position t may depend on ids up to t only.
+
+A law that reads the log-probabilities or hidden states of earlier positions declares how many in an attribute
+``lookback`` (0 without one). Position t then sees those of t - lookback to t as the law before it left them, in
+generation and in signals alike, the prompt's own included; fewer where the text begins, so a position whose id is -1
+is padding and says nothing. What the law returns of positions that it was lent as history is not used."""
+Again = Callable[[Sequence[int], int], list[str]]
+"""``again(rows, seed) -> continuations``: some rows of the call drawn anew, as a guard's predecessors leave them. They
+are drawn by the sampling that was asked for, at temperature 1 where that was greedy, and with its seed moved on."""
+TextGuard = Callable[[Sequence[str], Sequence[str], Again], Sequence[str]]
+"""``text(prompts, continuations, again) -> continuations``, all of a call at once."""
+
+
+def lookback(law: Law) -> int:
+    """How many earlier positions a law reads."""
+    return int(getattr(law, "lookback", 0))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,7 +123,7 @@ class WeightTarget(LogprobTarget, Protocol):
     def model(self) -> LM: ...
 
 
-class Target(LogprobTarget, Protocol):
+class Target(WeightTarget, Protocol):
     """What guards wrap."""
 
     def guarded(
@@ -148,13 +161,13 @@ def limited(target: Target, access: str) -> TextTarget:
         return _WithLogprobs(target.generate, target.continues, target.signals)
     if access != "weights":
         raise PluginError(f"'{access}' is no access; an attack declares text, logprobs or weights")
-    model: LM = target.model  # type: ignore[attr-defined]
-    return _WithWeights(target.generate, target.continues, target.signals, model)
+    return _WithWeights(target.generate, target.continues, target.signals, target.model)
 
 
 __all__ = [
     "GREEDY",
     "PLAIN",
+    "Again",
     "Law",
     "LogprobTarget",
     "Sampling",
@@ -164,4 +177,5 @@ __all__ = [
     "TextTarget",
     "WeightTarget",
     "limited",
+    "lookback",
 ]

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessorList
 from memdefense.access import (
     GREEDY,
     PLAIN,
+    Again,
     Law,
     LogprobTarget,
     Sampling,
@@ -24,8 +25,8 @@ from memdefense.access import (
     WeightTarget,
     limited,
 )
-from memdefense.errors import SpecError
-from memdefense.laws import Drawn, Hidden
+from memdefense.errors import ModelError, PluginError, SpecError
+from memdefense.laws import Caught, Drawn, applied, reach
 from memdefense.passes import MEASURED_FLOATS, Columns, Window, batches, joined, measure, pad, windows
 from memdefense.spelling import budget, cropped, decided, opened, spelled
 
@@ -42,7 +43,7 @@ class LocalTarget:
         batch_size: sequences per forward pass; 0 fills a budget of tokens and of logits.
         laws: applied to the next-token log-probabilities, in order.
         texts: applied to each continuation, in order.
-        owned: the sampling a guard insists on, whatever is asked for.
+        owned: the sampling a guard insists on, whatever is asked for; a seed that is asked for is added to its own.
     """
 
     lm: LM
@@ -59,10 +60,20 @@ class LocalTarget:
     def guarded(
         self, *, law: Law | None = None, text: TextGuard | None = None, sampling: Sampling | None = None
     ) -> LocalTarget:
-        """This target behind one more guard."""
+        """This target behind one more guard.
+
+        Raises:
+            ModelError: the laws look back on more than half the context, the least that goes before a scored token.
+        """
+        laws = self.laws + ((law,) if law else ())
+        if reach(laws) >= self.lm.context // 2:
+            raise ModelError(
+                f"the guards look back on {reach(laws)} tokens; a context of {self.lm.context} has room for fewer than "
+                f"{self.lm.context // 2}"
+            )
         return dataclasses.replace(
             self,
-            laws=self.laws + ((law,) if law else ()),
+            laws=laws,
             texts=self.texts + ((text,) if text else ()),
             owned=sampling or self.owned,
         )
@@ -76,14 +87,7 @@ class LocalTarget:
         if max_new_tokens < 1:
             raise SpecError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
         ids = [cropped(self.lm, opened(self.lm, prompt), max_new_tokens) for prompt in prompts]
-        drawn = self.owned or sampling
-        new: list[list[int]] = [[] for _ in prompts]
-        for rows in batches(self.lm, [len(row) + max_new_tokens for row in ids], size=self.batch_size, kept=1):
-            for row, tokens in zip(
-                rows, self._continue([ids[r] for r in rows], rows, max_new_tokens, drawn), strict=True
-            ):
-                new[row] = tokens
-        return [self._text(prompt, row, tokens) for prompt, row, tokens in zip(prompts, ids, new, strict=True)]
+        return self._said(prompts, ids, range(len(prompts)), max_new_tokens, sampling, self.texts)
 
     def continues(self, prompts: Sequence[str], values: Sequence[str]) -> list[bool]:
         """Whether greedy generation begins with the value, leading white space aside.
@@ -127,7 +131,7 @@ class LocalTarget:
             for job in windows(text, head, body, self.lm.context)
         ]
         parts: list[list[tuple[int, Columns]]] = [[] for _ in texts]
-        drawn = self.owned or sampling
+        drawn = self._drawn(sampling)
         for rows in batches(self.lm, [len(job.ids) for job in jobs], size=self.batch_size):
             for row, found in zip(rows, self._score([jobs[r] for r in rows], drawn), strict=True):
                 parts[jobs[row].text].append((jobs[row].place, found))
@@ -136,11 +140,41 @@ class LocalTarget:
             for body, part in zip(bodies, parts, strict=True)
         ]
 
-    def _text(self, prompt: str, ids: list[int], new: list[int]) -> str:
-        text = spelled(self.lm, ids, new)
-        for guard in self.texts:
-            text = guard(prompt, text)
-        return text
+    def _drawn(self, sampling: Sampling) -> Sampling:
+        if self.owned is None:
+            return sampling
+        return dataclasses.replace(self.owned, seed=self.owned.seed + sampling.seed)
+
+    def _said(
+        self,
+        prompts: Sequence[str],
+        ids: Sequence[list[int]],
+        places: Sequence[int],
+        new: int,
+        sampling: Sampling,
+        guards: Sequence[TextGuard],
+    ) -> list[str]:
+        """The continuations at some places of a call, behind some of the text guards."""
+        drawn, kept = self._drawn(sampling), 1 + reach(self.laws)
+        said = [""] * len(places)
+        lengths = [len(ids[place]) + new for place in places]
+        for rows in batches(self.lm, lengths, size=self.batch_size, kept=kept):
+            asked = [places[row] for row in rows]
+            made = self._continue([ids[place] for place in asked], asked, new, drawn)
+            for row, place, tokens in zip(rows, asked, made, strict=True):
+                said[row] = spelled(self.lm, ids[place], tokens)
+        chosen = [prompts[place] for place in places]
+        for number, guard in enumerate(guards):
+
+            def again(rows: Sequence[int], seed: int, before: Sequence[TextGuard] = guards[:number]) -> list[str]:
+                scheme = sampling if sampling.temperature else PLAIN
+                moved = dataclasses.replace(scheme, seed=sampling.seed + seed)
+                return self._said(prompts, ids, [places[row] for row in rows], new, moved, before)
+
+            said = list(guard(chosen, said, again))
+            if len(said) != len(chosen):
+                raise PluginError(f"a text guard made {len(said)} continuations of {len(chosen)}; it must answer each")
+        return said
 
     @torch.inference_mode()
     def _continue(self, ids: list[list[int]], rows: list[int], new: int, sampling: Sampling) -> list[list[int]]:
@@ -149,9 +183,11 @@ class LocalTarget:
         eos = self.lm.tokenizer.eos_token_id
         model = self.lm.model
         processors = LogitsProcessorList()
-        hidden = Hidden(model) if self.laws else None
+        caught = Caught(model) if self.laws else None
         if self.laws or sampling.temperature > 0:
-            processors.append(Drawn(self.laws, sampling, rows, hidden, padded.shape[1], mask.to(device)))
+            processors.append(Drawn(self.laws, sampling, rows, caught, padded.shape[1], mask.to(device)))
+        # Unless it is told otherwise, the pass over the prompts makes the logits of their last tokens alone.
+        history = {"logits_to_keep": 1 + reach(self.laws)} if model._supports_logits_to_keep() else {}  # type: ignore[operator]
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=new, do_sample=False, num_beams=1, use_cache=True, pad_token_id=eos or 0, eos_token_id=eos
         )
@@ -163,11 +199,12 @@ class LocalTarget:
                 attention_mask=mask.to(device),
                 generation_config=settings,
                 logits_processor=processors,
+                **history,
             )
         finally:
             model.generation_config = theirs
-            if hidden:
-                hidden.remove()
+            if caught:
+                caught.remove()
         fresh = out[:, padded.shape[1] :].tolist()
         return [row[: row.index(eos)] if eos in row else row for row in fresh]
 
@@ -191,18 +228,16 @@ class LocalTarget:
         """Guarded log-probabilities (B, T, V) of right-padded rows, and the padded ids (B, T)."""
         padded, mask = pad(ids, left=False)
         padded, mask = padded.to(self.lm.device), mask.to(self.lm.device)
-        hidden = Hidden(self.lm.model) if self.laws else None
+        caught = Caught(self.lm.model) if self.laws else None
         try:
             logits = self.lm.model(input_ids=padded, attention_mask=mask, use_cache=False).logits
         finally:
-            if hidden:
-                hidden.remove()
-        if not hidden:
+            if caught:
+                caught.remove()
+        if not caught:
             return logits, padded
-        logprobs = torch.log_softmax(logits.float(), -1)
-        for law in self.laws:
-            logprobs = law(padded.masked_fill(mask == 0, -1), hidden.value, logprobs)
-        return logprobs, padded
+        seen, logprobs = padded.masked_fill(mask == 0, -1), torch.log_softmax(logits.float(), -1)
+        return applied(self.laws, seen, caught.hidden, logprobs, logprobs.shape[1]), padded
 
     def _score(self, windows: list[Window], sampling: Sampling) -> list[Columns]:
         logits, padded = self._forward([window.ids for window in windows])
@@ -221,6 +256,7 @@ class LocalTarget:
 __all__ = [
     "GREEDY",
     "PLAIN",
+    "Again",
     "Law",
     "LocalTarget",
     "LogprobTarget",

@@ -55,6 +55,6 @@ def test_its_log_probabilities_and_weights_are_the_undefended_ones(lab: AttackLa
     target = Refuse().guard(plain, TRAIN, lab)
     ours, theirs = target.signals([LINES[:60]])[0], plain.signals([LINES[:60]])[0]
     assert (ours.logprob == theirs.logprob).all()
-    again = target.guarded(text=lambda prompt, text: text + "!")
+    again = target.guarded(text=lambda prompts, texts, again: [text + "!" for text in texts])
     assert again.generate(["Call"], max_new_tokens=4) == [""]
     assert again.continues(["Call"], ["415"]) == [False]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from memdefense.errors import ModelError, PluginError, SpecError
 from memdefense.lm import LM
 from memdefense.spelling import spelled
-from memdefense.target import GREEDY, PLAIN, LocalTarget, Sampling, Signals, limited
+from memdefense.target import GREEDY, PLAIN, Again, LocalTarget, Sampling, Signals, limited
 
 PROMPTS = [
     "Please call Anna at",
@@ -322,29 +322,195 @@ def test_a_law_sees_the_same_ids_in_both_whatever_the_padding(tiny_lm: LM) -> No
 
 
 def test_text_guards_apply_in_order_and_to_continues(tiny_lm: LM) -> None:
+    def open_with(prompts: Sequence[str], texts: Sequence[str], again: Again) -> list[str]:
+        return [f"{prompt[:3]}|{text}" for prompt, text in zip(prompts, texts, strict=True)]
+
+    def shout(prompts: Sequence[str], texts: Sequence[str], again: Again) -> list[str]:
+        assert len(prompts) == len(texts)
+        return [text.upper() for text in texts]
+
     target = LocalTarget(sharp(tiny_lm))
     plain = target.generate(PROMPTS, max_new_tokens=6)
-    once = target.guarded(text=lambda prompt, text: f"{prompt[:3]}|{text}")
-    twice = once.guarded(text=lambda prompt, text: text.upper())
+    once = target.guarded(text=open_with)
+    twice = once.guarded(text=shout)
     assert twice.generate(PROMPTS, max_new_tokens=6) == [
         f"{prompt[:3]}|{text}".upper() for prompt, text in zip(PROMPTS, plain, strict=True)
     ]
     assert twice.continues(["Please"], ["PLE|"]) == [True]
     assert target.continues(["Please"], ["PLE|"]) == [False]
     assert target.texts == ()
+    short = target.guarded(text=lambda prompts, texts, again: texts[1:])
+    with pytest.raises(PluginError, match="5 continuations of 6"):
+        short.generate(PROMPTS, max_new_tokens=6)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.7, 9, seed=4)])
+def test_a_text_guard_draws_rows_again_in_batches_behind_its_predecessors(tiny_lm: LM, sampling: Sampling) -> None:
+    target = LocalTarget(sharp(tiny_lm))
+    drawn = Sampling(sampling.temperature or 1.0, sampling.top_k, seed=sampling.seed + 11)
+    plain = target.generate(PROMPTS, max_new_tokens=6, sampling=sampling)
+    other = target.generate(PROMPTS, max_new_tokens=6, sampling=drawn)
+    assert all(mine != theirs for mine, theirs in zip(plain, other, strict=True))
+
+    def marked(prompts: Sequence[str], texts: Sequence[str], again: Again) -> list[str]:
+        return ["*" + text for text in texts]
+
+    def odd_anew(prompts: Sequence[str], texts: Sequence[str], again: Again) -> list[str]:
+        said = list(texts)
+        for row, text in zip((5, 1, 3), again((5, 1, 3), 11), strict=True):
+            said[row] = text
+        return said
+
+    guarded = target.guarded(text=marked).guarded(text=odd_anew)
+    expected = ["*" + (other if row % 2 else plain)[row] for row in range(6)]
+    for size in (0, 1, 2):
+        sized = dataclasses.replace(guarded, batch_size=size)
+        assert sized.generate(PROMPTS, max_new_tokens=6, sampling=sampling) == expected
+
+
+@dataclasses.dataclass(frozen=True)
+class Echo:
+    """A law whose answer at every position depends on each of the distributions it looks back on."""
+
+    lookback: int
+    weight: float
+
+    def __call__(self, ids: Tensor, hidden: Tensor, logprobs: Tensor) -> Tensor:
+        span = logprobs.shape[1]
+        assert hidden.shape[:2] == (len(ids), span)
+        said = torch.where((ids[:, -span:] >= 0)[..., None], logprobs, 0.0)
+        total = logprobs.clone()
+        for back in range(1, min(self.lookback, span - 1) + 1):
+            total[:, back:] += self.weight / back * said[:, :-back]
+        return torch.log_softmax(total, -1)
+
+
+def echoed(rows: Tensor, laws: Sequence[Echo]) -> Tensor:
+    """The same laws over all positions (T, V) of one text, position by position."""
+    for law in laws:
+        changed = []
+        for place in range(len(rows)):
+            total = rows[place].clone()
+            for back in range(1, law.lookback + 1):
+                if place >= back:
+                    total += law.weight / back * rows[place - back]
+            changed.append(torch.log_softmax(total, -1))
+        rows = torch.stack(changed)
+    return rows
+
+
+@torch.inference_mode()
+def echo_loop(lm: LM, prompt: str, new: int, laws: Sequence[Echo]) -> list[int]:
+    ids, made = start(lm, prompt, new), list[int]()
+    for _ in range(new):
+        rows = torch.log_softmax(lm.model(input_ids=torch.tensor([ids + made])).logits[0].double(), -1)
+        best = int(echoed(rows, laws)[-1].argmax())
+        if best == lm.tokenizer.eos_token_id:
+            break
+        made.append(best)
+    return made
+
+
+ECHOES = [(Echo(1, 0.6),), (Echo(4, -0.5),), (Echo(2, 0.7), Echo(3, -0.6)), (Echo(0, 0.0), Echo(5, 0.4), Echo(1, -0.9))]
+
+
+@pytest.mark.parametrize("laws", ECHOES, ids=lambda laws: "+".join(str(law.lookback) for law in laws))
+def test_laws_that_look_back_see_one_history_in_generation_and_signals(lm: LM, laws: Sequence[Echo]) -> None:
+    model = sharp(lm)
+    guarded = LocalTarget(model)
+    for law in laws:
+        guarded = guarded.guarded(law=law)
+    expected = [model.decode(echo_loop(model, prompt, 10, laws)) for prompt in PROMPTS]
+    assert expected != [model.decode(arg_max_loop(model, prompt, 10)) for prompt in PROMPTS]
+    for size in (0, 1, 4):
+        assert dataclasses.replace(guarded, batch_size=size).generate(PROMPTS, max_new_tokens=10) == expected
+    long = " ".join(TEXTS[3] for _ in range(2))
+    assert guarded.generate([long, "x"], max_new_tokens=10)[0] == model.decode(echo_loop(model, long, 10, laws))
+    texts = [TEXTS[0], "", "a", TEXTS[4]]
+    for text, signals in zip(texts, guarded.signals(texts), strict=True):
+        same(signals, echoed_signals(model, model.encode(text), 1, laws))
+    values = [model.decode(echo_loop(model, prompt, 2, laws)) for prompt in PROMPTS]
+    begun = [text.lstrip().startswith(value.strip()) for text, value in zip(expected, values, strict=True)]
+    assert guarded.continues(PROMPTS, values) == begun
+
+
+def echoed_signals(lm: LM, ids: list[int], first: int, laws: Sequence[Echo]) -> list[tuple[float, ...]]:
+    if len(ids) <= first:
+        return []
+    with torch.inference_mode():
+        rows = torch.log_softmax(lm.model(input_ids=torch.tensor([ids])).logits[0].double(), -1)
+    found: list[tuple[float, ...]] = []
+    for place, logp in list(enumerate(echoed(rows, laws)))[first - 1 : len(ids) - 1]:
+        p = logp.exp()
+        mean = float((p * logp).sum())
+        mine = logp[ids[place + 1]]
+        found.append((float(mine), mean, float((p * (logp - mean) ** 2).sum() ** 0.5), float((logp > mine).sum())))
+    return found
+
+
+@pytest.mark.parametrize("laws", ECHOES, ids=lambda laws: "+".join(str(law.lookback) for law in laws))
+def test_the_history_is_whole_at_the_first_scored_token_of_a_window_and_of_a_context(
+    tiny_lm: LM, laws: Sequence[Echo]
+) -> None:
+    model = sharp(tiny_lm)
+    guarded = LocalTarget(model)
+    for law in laws:
+        guarded = guarded.guarded(law=law)
+    ids = model.encode(TEXTS[3] * 2)
+    signals = guarded.signals([TEXTS[3] * 2])[0]
+    expected = echoed_signals(model, ids[:64], 1, laws)
+    for begin in range(32, len(ids) - 32, 32):
+        expected += echoed_signals(model, ids[begin : begin + 64], 32, laws)
+    assert len(ids) - 1 == len(signals.logprob) == len(expected)
+    same(signals, expected[: len(ids) - 1])
+    for context in ("Please call Anna", "x", ""):
+        head = start(model, context, 8)
+        body = model.encode(" at noon", special=False)
+        found = guarded.signals([" at noon"], contexts=[context])[0]
+        same(found, echoed_signals(model, head + body, len(head), laws))
+
+
+def test_a_law_that_looks_back_draws_with_the_frequencies_of_its_signals(lm: LM) -> None:
+    n, letters = 3000, [lm.encode(letter, special=False)[0] for letter in "abcdefgh"]
+
+    def few(ids: Tensor, hidden: Tensor, logprobs: Tensor) -> Tensor:
+        return torch.full_like(logprobs, -torch.inf).index_copy_(-1, torch.tensor(letters), logprobs[..., letters])
+
+    target = LocalTarget(sharp(lm, scale=7)).guarded(law=Echo(2, 0.8)).guarded(law=few)
+    drawn = target.generate(["Quick"] * n, max_new_tokens=1, sampling=PLAIN)
+    p = np.exp([float(found.logprob[0]) for found in target.signals(list("abcdefgh"), contexts=["Quick"] * 8)])
+    assert abs(p.sum() - 1) < 1e-5
+    counts = np.array([drawn.count(letter) for letter in "abcdefgh"])
+    assert counts.sum() == n
+    assert float(((counts - n * p) ** 2 / (n * p)).sum()) < 26  # as below
+
+
+def test_laws_that_look_back_too_far_or_change_the_shape_are_errors(tiny_lm: LM) -> None:
+    target = LocalTarget(tiny_lm).guarded(law=Echo(20, 0.1))
+    assert target.guarded(law=Echo(11, 0.1)).signals(["a b"])
+    with pytest.raises(ModelError, match="look back on 32 tokens; a context of 64 has room for fewer than 32"):
+        target.guarded(law=Echo(12, 0.1))
+    with pytest.raises(PluginError, match="must keep the shape"):
+        target.guarded(law=lambda ids, hidden, logprobs: logprobs[:, -1:]).signals(["one and two"])
 
 
 def test_owned_sampling_wins_in_generation_and_signals(tiny_lm: LM) -> None:
     target, own = LocalTarget(sharp(tiny_lm)), Sampling(0.5, 7, seed=3)
     guarded = target.guarded(sampling=own)
     assert guarded.generate(PROMPTS, max_new_tokens=6) == target.generate(PROMPTS, max_new_tokens=6, sampling=own)
-    assert guarded.generate(PROMPTS, max_new_tokens=6, sampling=Sampling(seed=9)) == guarded.generate(
-        PROMPTS, max_new_tokens=6
-    )
+    assert guarded.generate(PROMPTS, max_new_tokens=6, sampling=PLAIN) == guarded.generate(PROMPTS, max_new_tokens=6)
     mine, theirs = guarded.signals(TEXTS[:1])[0], target.signals(TEXTS[:1], sampling=own)[0]
     assert mine.logprob.tolist() == theirs.logprob.tolist()
     values = [text.lstrip()[:2] for text in guarded.generate(PROMPTS, max_new_tokens=16)]
     assert guarded.continues(PROMPTS, values) == [True] * len(PROMPTS)
+
+
+def test_the_seed_asked_for_moves_an_owned_sampling(tiny_lm: LM) -> None:
+    target = LocalTarget(sharp(tiny_lm))
+    guarded = target.guarded(sampling=Sampling(0.5, 7, seed=3))
+    for asked in (Sampling(seed=9), Sampling(0.0, seed=9)):
+        expected = target.generate(PROMPTS, max_new_tokens=6, sampling=Sampling(0.5, 7, seed=12))
+        assert guarded.generate(PROMPTS, max_new_tokens=6, sampling=asked) == expected
 
 
 def test_draws_do_not_depend_on_the_batch(lm: LM) -> None:
