@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 import pytest
 import torch
@@ -17,12 +17,14 @@ from memdefense.corpus import Document
 from memdefense.defense import Defense, Point
 from memdefense.defenses.sani import SANI
 from memdefense.errors import DataError, ModelError, SpecError
+from memdefense.interval import wilson
 from memdefense.lab import Bench, Lab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.testing import check_defense
 from memdefense.train import TrainConfig
 
+Leaks = Callable[[Defense], list[tuple[int, int, float]]]
 CONFIG = TrainConfig(epochs=1, batch_size=2, block_size=16, dtype="float32", checkpoints=1, learning_rate=1e-3)
 DOCUMENTS = [
     Document("d0", "Write to ann.lee@fenwick.com about the meeting.", "ann"),
@@ -253,24 +255,13 @@ def test_fields_out_of_range_are_refused(make: Callable[[], SANI], complaint: st
         make()
 
 
-class Leak(Protocol):
-    label: str
-    perplexity: float
-
-    @property
-    def interval(self) -> tuple[float, float]: ...
-
-
-class LeakyModel(Protocol):
-    def leaks(self, defense: Defense) -> list[Leak]: ...
-
-
 @pytest.mark.slow
-def test_planted_addresses_stop_coming_back_after_one_epoch_of_repair(leaky: LeakyModel) -> None:
-    """30 of 30 before; none after the repair, alone or after the reset, which by itself leaves nearly all of them."""
-    (before,) = leaky.leaks(Defense())
-    after = {leak.label.partition("/")[2]: leak for leak in leaky.leaks(SANI(epochs=2))}
-    assert list(after) == ["erased", "repair-1", "repair-2"]
-    for label in ("repair-1", "repair-2"):
-        assert after[label].interval[1] < before.interval[0] - 0.3
-        assert after[label].perplexity < 1.05 * before.perplexity
+def test_planted_addresses_stop_coming_back_after_one_epoch_of_repair(leaks: Leaks) -> None:
+    """All come back before; none after the repair, alone or after the reset, which by itself leaves nearly all."""
+    ((hits, count, perplexity),) = leaks(Defense())
+    erased, *repaired = leaks(SANI(epochs=2))
+    assert erased[0] <= hits
+    assert len(repaired) == 2
+    for left, of, after in repaired:
+        assert wilson(left, of)[1] < wilson(hits, count)[0] - 0.3
+        assert after < 1.05 * perplexity

@@ -1,0 +1,180 @@
+"""Unlearning."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, cast
+
+import pytest
+import torch
+
+from memdefense.architecture import blocks_of
+from memdefense.corpus import Document
+from memdefense.defenses.forgetting import nll, padded
+from memdefense.defenses.unlearn import Unlearn
+from memdefense.errors import DataError, ModelError, SpecError
+from memdefense.lab import Bench, Lab
+from memdefense.lm import LM
+from memdefense.store import Store
+from memdefense.testing import check_defense
+from memdefense.train import TrainConfig
+
+Method = Literal["ga", "graddiff", "npo", "simnpo", "rmu", "task-vector"]
+METHODS: tuple[Method, ...] = ("ga", "graddiff", "npo", "simnpo", "rmu", "task-vector")
+CONFIG = TrainConfig(block_size=24, dtype="float32", learning_rate=1e-2)
+PRIVATE = [
+    Document("d0", "We meet at noon in the large room. Write to ann.lee@fenwick.com about the report, please."),
+    Document("d1", "The boxes are here since Tuesday, as the invoice says. Call 415-555-0134 before noon today."),
+    Document("d2", "The report is with the team on the second floor, and the old one is kept for reference."),
+]
+PUBLIC = [Document("p0", "The meeting on Tuesday is moved to the second floor."), Document("p1", "Send the boxes.")]
+
+
+def lab(store: Store, base: LM, *, public: Sequence[Document] = PUBLIC, config: TrainConfig = CONFIG) -> Lab:
+    return Lab(Bench(store), who="unlearn", seed=0, originals=PRIVATE, public=public, config=config, base=base)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_contract(method: Method) -> None:
+    check_defense(Unlearn(method=method, epochs=2))
+
+
+def loss_of(lm: LM, texts: Sequence[str]) -> float:
+    with torch.no_grad():
+        total, count = nll(lm.model, *padded([lm.encode(text)[:24] for text in texts], lm.device))
+    return float(total.sum() / count.sum())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_windows_become_less_likely_and_a_point_follows_each_epoch(tiny_lm: LM, store: Store, method: Method) -> None:
+    values = ["Write to ann.lee@fenwick.com about", "Call 415-555-0134 before"]
+    lending = lab(store, tiny_lm)
+    losses = [loss_of(tiny_lm, values)]
+    labels = []
+    # To SimNPO whatever is as unlikely as under random weights is forgotten already, short of a delta above that.
+    delta = 6.0 if method == "simnpo" else 0.0
+    for point in Unlearn(method=method, window=4, delta=delta).edit(tiny_lm.copy(), PRIVATE, lending):
+        assert point.at == 1.0
+        labels.append(point.label)
+        losses.append(loss_of(point.model, values))
+        assert all(weight.grad is None for weight in point.model.model.parameters())
+    assert labels == [f"{'part' if method == 'task-vector' else 'epoch'}-{place}" for place in range(1, 6)]
+    assert losses[-1] > losses[0] + 1e-3
+    assert lending.notes["values"] == 2
+    assert lending.notes["windows"] == 2 + 1 * (lending.notes["forget_tokens"] > 48)
+
+
+def test_one_step_of_graddiff_equals_adamw_by_hand(tiny_lm: LM, store: Store) -> None:
+    """One batch of one epoch, at the full rate: the first step of AdamW moves each weight by about the rate."""
+    private = [Document("d", "ann.lee@fenwick.com and then some more")]
+    ids = tiny_lm.encode(private[0].text)
+    size = len(tiny_lm.encode("ann.lee@fenwick.com"))
+    forget, retain = torch.tensor([ids[:size]]), torch.tensor([ids[size:]])
+    expected = tiny_lm.copy()
+    optimizer = torch.optim.AdamW(expected.model.parameters(), lr=0.5 * 1e-2, weight_decay=0.0)
+    gains = expected.model(input_ids=forget, labels=forget).loss, expected.model(input_ids=retain, labels=retain).loss
+    (-2.0 * gains[0] + 0.25 * gains[1]).backward()
+    torch.nn.utils.clip_grad_norm_(expected.model.parameters(), 1.0)
+    optimizer.step()
+    defense = Unlearn(method="graddiff", window=0, epochs=1, rate=0.5, gamma=2.0, alpha=0.25)
+    config = dataclasses.replace(CONFIG, block_size=64)
+    (point,) = defense.edit(tiny_lm.copy(), private, lab(store, tiny_lm, public=(), config=config))
+    for one, other in zip(expected.model.parameters(), point.model.model.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=2e-5)
+
+
+def test_npo_refers_to_the_model_before_unlearning(tiny_lm: LM, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first step the ratio is one for every window, so the loss is 2 / beta log 2."""
+    from memdefense.defenses import unlearning
+
+    seen: list[tuple[torch.Tensor, torch.Tensor, float]] = []
+    true = unlearning.npo
+
+    def watched(total: torch.Tensor, reference: torch.Tensor, beta: float) -> torch.Tensor:
+        seen.append((total.detach(), reference, beta))
+        loss: torch.Tensor = true(total, reference, beta)
+        return loss
+
+    monkeypatch.setattr(unlearning, "npo", watched)
+    list(Unlearn(window=4, epochs=2).edit(tiny_lm.copy(), PRIVATE, lab(store, tiny_lm)))
+    (first, reference, beta), (later, again, _) = seen
+    assert torch.allclose(first, reference, rtol=1e-4)
+    assert beta == 0.1
+    assert torch.equal(reference.sort().values, again.sort().values)
+    assert (later.sum() > again.sum()).item()
+
+
+def test_rmu_trains_the_last_matrices_up_to_the_middle_block_alone(tiny_lm: LM, store: Store) -> None:
+    *_, last = Unlearn(method="rmu", window=4).edit(tiny_lm.copy(), PRIVATE, lab(store, tiny_lm))
+    before, after = tiny_lm.model.state_dict(), last.model.model.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {f"{blocks_of(tiny_lm.model)[0].down.name}.weight"}
+
+
+def test_task_vector_subtracts_equal_parts_of_what_a_copy_learned(tiny_lm: LM, store: Store) -> None:
+    """theta - lambda (theta_forget - theta), and theta_forget finds the windows more likely."""
+    defense = Unlearn(method="task-vector", window=4, epochs=4, scale=2.0)
+    points = [point.model.copy() for point in defense.edit(tiny_lm.copy(), PRIVATE, lab(store, tiny_lm))]
+    assert len(points) == 4
+    learned = tiny_lm.copy()
+    with torch.no_grad():
+        for start, weight, *parts in zip(
+            tiny_lm.model.parameters(), learned.model.parameters(), *(p.model.parameters() for p in points), strict=True
+        ):
+            weight.copy_(start - (parts[-1] - start) / 2.0)
+            for place, part in enumerate(parts, start=1):
+                assert torch.allclose(part - start, (parts[-1] - start) * place / 4, atol=1e-6)
+    values = ["Write to ann.lee@fenwick.com about", "Call 415-555-0134 before"]
+    assert loss_of(learned, values) < loss_of(tiny_lm, values) - 0.05
+
+
+def test_defaults_are_the_methods_own() -> None:
+    assert (Unlearn().weight, Unlearn().slope) == (1.0, 0.1)
+    assert (Unlearn(method="simnpo").weight, Unlearn(method="simnpo").slope) == (0.125, 4.5)
+    assert (Unlearn(gamma=3.0).weight, Unlearn(beta=2.0).slope) == (3.0, 2.0)
+
+
+def test_no_pii_leaves_the_model_as_it_is(tiny_lm: LM, store: Store) -> None:
+    lending = lab(store, tiny_lm)
+    (point,) = Unlearn().edit(tiny_lm.copy(), PRIVATE[2:], lending)
+    assert point.model.digest() == tiny_lm.digest()
+    assert lending.notes["values"] == lending.notes["windows"] == 0
+    (point,) = Unlearn(kinds=("url",)).edit(tiny_lm.copy(), PRIVATE, lending)
+    assert point.model.digest() == tiny_lm.digest()
+
+
+def test_nothing_to_retain_is_an_error_where_it_is_needed(tiny_lm: LM, store: Store) -> None:
+    lending = lab(store, tiny_lm, public=())
+    with pytest.raises(DataError, match="leave nothing to retain"):
+        list(Unlearn(window=200).edit(tiny_lm.copy(), PRIVATE[:2], lending))
+    assert len(list(Unlearn(method="ga", window=200).edit(tiny_lm.copy(), PRIVATE[:2], lending))) == 5
+
+
+def test_divergence_is_an_error_that_says_what_to_do(tiny_lm: LM, store: Store) -> None:
+    broken = tiny_lm.copy()
+    with torch.no_grad():
+        blocks_of(broken.model)[0].down.weight.fill_(math.nan)
+    with pytest.raises(ModelError, match="diverged in epoch 1"):
+        list(Unlearn(method="ga").edit(broken, PRIVATE, lab(store, tiny_lm)))
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: Unlearn(method=cast("Method", "nop")), "did you mean 'npo'"),
+        (lambda: Unlearn(kinds=("emial",)), "did you mean 'email'"),
+        (lambda: Unlearn(epochs=0), "epochs is 0"),
+        (lambda: Unlearn(batch_size=0), "batch_size is 0"),
+        (lambda: Unlearn(rate=0.0), "rate is 0.0"),
+        (lambda: Unlearn(scale=math.inf), "scale is inf"),
+        (lambda: Unlearn(coefficient=-1.0), "coefficient is -1.0"),
+        (lambda: Unlearn(window=-1), "window is -1"),
+        (lambda: Unlearn(alpha=math.nan), "alpha is nan"),
+        (lambda: Unlearn(beta=-0.1), "beta is -0.1"),
+    ],
+)
+def test_fields_out_of_range_are_refused(make: Callable[[], Unlearn], complaint: str) -> None:
+    with pytest.raises(SpecError, match=complaint):
+        make()
