@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import logging
@@ -25,13 +26,14 @@ from transformers.trainer_callback import PrinterCallback
 from memdefense.corpus import Documents
 from memdefense.errors import ModelError
 from memdefense.lm import LM, _quiet
-from memdefense.train import Batch, Blank, LoRA, Loss, TrainConfig, next_token_loss, precision, rows
+from memdefense.train import Batch, Blank, LoRA, Loss, StatefulLoss, TrainConfig, next_token_loss, precision, rows
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """``progress(done, total)`` in optimizer steps."""
 
 _DONE = "memdefense.json"
+_LOSS = "loss.pt"
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
@@ -72,10 +74,13 @@ class FitTrainer(Trainer):
         size = self.micro_batch or len(inputs["input_ids"])
         while True:
             try:
-                return self._accumulate(model, inputs, size)
+                mean = self._accumulate(model, inputs, size)
+                _commit(self.loss, done=True)
+                return mean
             except torch.cuda.OutOfMemoryError:
                 if size == 1:
                     raise
+                _commit(self.loss, done=False)
                 size = self.micro_batch = max(1, size // 2)
                 model.zero_grad()
                 torch.cuda.empty_cache()
@@ -103,8 +108,8 @@ class FitTrainer(Trainer):
 class _Keep(TrainerCallback):
     """Asks for a checkpoint at the steps wanted, marks it complete, and keeps only the newest optimizer state."""
 
-    def __init__(self, steps: Sequence[int], total: int, spent: float, progress: Progress | None) -> None:
-        self._steps, self._total, self._progress = set(steps), total, progress
+    def __init__(self, steps: Sequence[int], total: int, spent: float, progress: Progress | None, loss: Loss) -> None:
+        self._steps, self._total, self._progress, self._loss = set(steps), total, progress, loss
         self._begun = time.monotonic() - spent
 
     def on_step_end(
@@ -122,13 +127,15 @@ class _Keep(TrainerCallback):
                 "lower the learning rate"
             )
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if isinstance(self._loss, StatefulLoss):
+            torch.save(dict(self._loss.state_dict()), folder / _LOSS)
         mark = folder / (_DONE + ".part")
         mark.write_text(json.dumps({"step": state.global_step, "seconds": time.monotonic() - self._begun}))
         mark.rename(folder / _DONE)
         # Only now that another start is complete: a kill in between must leave one to resume from.
         for older in folder.parent.glob("checkpoint-*"):
             if older != folder:
-                for state_file in ("optimizer.pt", "scheduler.pt"):
+                for state_file in ("optimizer.pt", "scheduler.pt", _LOSS):
                     (older / state_file).unlink(missing_ok=True)
 
 
@@ -185,6 +192,10 @@ def fit(
     kept = {max(1, round(total * place / config.checkpoints)): place / config.checkpoints for place in places}
     last = _resume(folder)
     mark = json.loads((last / _DONE).read_text()) if last else {"step": 0, "seconds": 0.0}
+    if isinstance(loss, StatefulLoss):
+        loss = copy.deepcopy(loss)
+        if last and mark["step"] < total:
+            loss.load_state_dict(torch.load(last / _LOSS, map_location=device, weights_only=True))
     if mark["step"] < total:
         with _silence(), _trainable(lm, config.lora, seed) as model:
             running = trainer(
@@ -192,7 +203,7 @@ def fit(
                 args=_arguments(folder, config, total, seed, device, lm.width),
                 train_dataset=data,
                 data_collator=_as_inputs,
-                callbacks=[_Keep(list(kept), total, mark["seconds"], progress)],
+                callbacks=[_Keep(list(kept), total, mark["seconds"], progress, loss)],
             )
             running.loss, running.micro_batch = loss, micro_batch
             running.remove_callback(PrinterCallback)
@@ -211,6 +222,11 @@ def load_checkpoint(checkpoint: Checkpoint, base: LM, device: str = "cpu") -> LM
         return LM(merged.to(device).eval(), base.tokenizer, base.origin)
     base.tokenizer.save_pretrained(checkpoint.folder)
     return LM.load(checkpoint.folder, device=device)
+
+
+def _commit(loss: Loss, *, done: bool) -> None:
+    if isinstance(loss, StatefulLoss):
+        loss.commit(done)
 
 
 def _as_inputs(columns: Any) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,10 +19,11 @@ import torch
 from memdefense import pii
 from memdefense.corpus import Document, Documents, Redrawn, digest_documents
 from memdefense.defense import Point
-from memdefense.errors import PluginError
+from memdefense.errors import DataError, PluginError
 from memdefense.fit import FitTrainer, fit, load_checkpoint
 from memdefense.lm import LM
 from memdefense.recipe import code_of, digest, versions
+from memdefense.sibling import smaller
 from memdefense.store import Artifact, Store
 from memdefense.target import LocalTarget
 from memdefense.train import Blank, Loss, TrainConfig, next_token_loss
@@ -184,9 +186,37 @@ class Lab:
             self.cost[name] = self.cost.get(name, 0.0) + value
         return stored_points(artifact)
 
-    def fresh(self) -> LM:
-        """The model before the private text, in memory of its own."""
-        return self._start().copy()
+    def fresh(self, shrink: int = 1) -> LM:
+        """The model before the private text, in memory of its own, or a smaller one of its family.
+
+        A smaller one starts from random weights and is fitted on the public text: five epochs at a learning rate that
+        follows from its size (Kaplan et al. 2020, appendix D.6), the rest as in ``config``; the store keeps it.
+
+        Args:
+            shrink: what width and number of layers are divided by.
+
+        Raises:
+            SpecError: ``shrink`` is below 1.
+            ModelError: the model is too small to shrink so far.
+            DataError: there is no public text to fit a smaller one on.
+        """
+        if shrink == 1:
+            return self._start().copy()
+        small = smaller(self._start(), shrink, seed=self.seed)
+        if not self.public:
+            raise DataError("there is no public text, on which a smaller model would be fitted; use shrink=1")
+        config = dataclasses.replace(
+            self.config,
+            epochs=5.0,
+            steps=0,
+            learning_rate=0.003239 - 0.0001395 * math.log(small.parameters()),
+            schedule="linear",
+            pack="tokens",
+            checkpoints=1,
+            lora=None,
+        )
+        *_, last = self.fit(small, self.public, config=config)
+        return last.model
 
     def _start(self) -> LM:
         if self._base is None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -109,6 +109,23 @@ class Loss(Protocol):
     """``loss(model, batch) -> (sum, count)``: divided once per optimizer step, over all of its micro-batches."""
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
+class StatefulLoss(Loss, Protocol):
+    """A loss that keeps something from step to step; `fit` trains with a copy of it and saves it at checkpoints.
+
+    What it takes from a step's micro-batches counts from `commit` on, so that their size does not change the result.
+    """
+
+    def commit(self, done: bool) -> None:
+        """After a step's last micro-batch; not ``done`` if the step starts over, and what it left is to be dropped."""
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """All it keeps."""
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up what `state_dict` gave."""
 
 
 def next_token_loss(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import pytest
+import torch
+from torch.nn.functional import kl_div
+
+from memdefense.corpus import Document
+from memdefense.defense import Defense
+from memdefense.defenses.distillation import Distillation, ReverseLoss, WordLoss, drawn, forward_kl, reverse_kl
+from memdefense.errors import DataError, SpecError
+from memdefense.fit import fit, load_checkpoint
+from memdefense.interval import wilson
+from memdefense.lm import LM
+from memdefense.testing import check_defense
+from memdefense.train import Batch, TrainConfig, next_token_loss
+
+if TYPE_CHECKING:
+    from memdefense.lab import Lab
+
+Method = Literal["word", "sequence", "reverse"]
+
+
+@pytest.mark.parametrize("method", ["word", "sequence", "reverse"])
+def test_contract(method: Method) -> None:
+    check_defense(Distillation(method=method, temperature=2.0, written=8))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_both_divergences_are_torchs_own(temperature: float) -> None:
+    source = torch.Generator().manual_seed(0)
+    teacher, student = (3 * torch.randn(5, 7, 11, generator=source) for _ in range(2))
+    p, q = (logits.div(temperature).softmax(-1) for logits in (teacher, student))
+    factor = temperature**2
+    forward, reverse = (float(f(teacher, student, temperature)) for f in (forward_kl, reverse_kl))
+    assert forward == pytest.approx(factor * float(kl_div(q.log(), p, reduction="sum")), rel=1e-5)
+    assert reverse == pytest.approx(factor * float(kl_div(p.log(), q, reduction="sum")), rel=1e-5)
+    assert forward == pytest.approx(factor * float((p * (p / q).log()).sum()), rel=1e-5)
+    assert abs(forward - reverse) > 1
+
+
+def test_the_reverse_gradient_is_that_of_finite_differences() -> None:
+    source = torch.Generator().manual_seed(1)
+    teacher = torch.randn(2, 5, generator=source, dtype=torch.float64)
+    student = torch.randn(2, 5, generator=source, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda logits: reverse_kl(teacher, logits, 1.5), (student,))
+
+
+def batch_of(lm: LM, rows: int = 3, length: int = 32) -> Batch:
+    ids = torch.randint(1, 320, (rows, length), generator=torch.Generator().manual_seed(2))
+    labels, document = ids.clone(), torch.zeros_like(ids)
+    labels[0, 20:], document[0, 20:] = -100, -1
+    return Batch(ids, labels, document, torch.zeros_like(ids))
+
+
+def test_word_by_word_is_half_of_each(tiny_lm: LM, tiny_llama: LM) -> None:
+    batch = batch_of(tiny_lm)
+    with torch.no_grad():
+        total, count = WordLoss(tiny_llama, 1.0, 0.5, False)(tiny_lm.model, batch)
+        nll, same = next_token_loss(tiny_lm.model, batch)
+        learned = batch.labels[:, 1:] != -100
+        p = tiny_llama.model(input_ids=batch.ids).logits[:, :-1].softmax(-1)[learned]
+        q = tiny_lm.model(input_ids=batch.ids).logits[:, :-1].softmax(-1)[learned]
+    assert int(count) == int(same) == 2 * 31 + 19
+    assert float(total) == pytest.approx(0.5 * float(nll) + 0.5 * float((p * (p / q).log()).sum()), rel=1e-4)
+
+
+def test_a_student_like_its_teacher_has_nothing_to_learn(tiny_lm: LM) -> None:
+    loss = ReverseLoss(tiny_lm, 1.0, 8, False)
+    total, count = loss(tiny_lm.model, batch_of(tiny_lm))
+    assert float(total.detach()) == pytest.approx(0, abs=1e-4)
+    assert int(count) % 3 == 0 or int(count) % 2 == 0  # without the first row where it ends before the cut
+    assert int(count) >= 2 * 8
+
+
+def test_what_is_drawn_follows_the_models_own_law(tiny_lm: LM) -> None:
+    prompt = torch.tensor([[5, 6, 7]]).repeat(4000, 1)
+    torch.manual_seed(0)
+    tokens = drawn(tiny_lm.model, prompt, 2)
+    with torch.no_grad():
+        first = tiny_lm.model(input_ids=prompt[:1]).logits[0, -1].softmax(-1)
+    counts = torch.bincount(tokens[:, 0], minlength=len(first)).float()
+    expected = 4000 * first
+    assert float(((counts - expected) ** 2 / expected).sum()) < len(first) + 5 * (2 * len(first)) ** 0.5
+    assert tokens.shape == (4000, 2)
+    assert not tiny_lm.model.training
+
+
+@pytest.mark.parametrize("kind", ["word", "reverse"])
+def test_a_student_comes_closer_to_its_teacher(tiny_lm: LM, tmp_path: Path, kind: str) -> None:
+    documents = [Document(f"d{n}", f"The report {n} on room {n % 7} is ready for the team at noon.") for n in range(24)]
+    config = TrainConfig(steps=40, learning_rate=5e-3, batch_size=8, block_size=32, dtype="float32", checkpoints=1)
+    teacher = load_checkpoint(fit(tiny_lm, documents, tmp_path / "teacher", config=config, seed=0)[0][0], tiny_lm)
+    loss = WordLoss(teacher, 1.0, 0.0, False) if kind == "word" else ReverseLoss(teacher, 1.0, 8, False)
+    runs = [fit(tiny_lm, documents, tmp_path / f"{n}", config=config, seed=0, loss=loss)[0][0] for n in range(2)]
+    students = [load_checkpoint(run, tiny_lm) for run in runs]
+    assert students[0].digest() == students[1].digest()
+    batch = Batch(*(torch.tensor([teacher.encode(documents[0].text)[:24]]) for _ in range(4)))
+    with torch.no_grad():
+        theirs = teacher.model(input_ids=batch.ids).logits
+        before, after = (float(forward_kl(theirs, m.model(input_ids=batch.ids).logits)) for m in (tiny_lm, students[0]))
+    assert after < 0.3 * before
+
+
+class StubLab:
+    """Serves the teacher itself; the config's block is 32 tokens."""
+
+    config = TrainConfig(block_size=32)
+
+    def serve(self, model: LM) -> object:
+        from memdefense.target import LocalTarget
+
+        return LocalTarget(model)
+
+    def rng(self, purpose: str) -> object:
+        import numpy as np
+
+        return np.random.default_rng(0)
+
+
+def test_the_teacher_continues_every_piece(tiny_lm: LM) -> None:
+    text = "Please call Anna at noon or write before the meeting on Tuesday about the invoice and the boxes. " * 2
+    ids = tiny_lm.encode(text, special=False)
+    written = Distillation(method="sequence", prompt=8)._written(
+        tiny_lm, [Document("a", text), Document("b", "noon")], cast("Lab", StubLab())
+    )
+    assert {document.id for document in written} == {f"a/{start}" for start in range(0, len(ids) - 8, 32)}
+    for document in written:
+        start = int(document.id.partition("/")[2])
+        prompt = tiny_lm.decode(ids[start : start + 8])
+        assert document.text.startswith(prompt)
+        assert document.text != prompt
+        assert document.text not in text  # an untrained teacher writes nothing of the private text
+    with pytest.raises(DataError, match="no document is longer than a prompt of 8"):
+        Distillation(prompt=8)._written(tiny_lm, [Document("b", "noon")], cast("Lab", StubLab()))
+    with pytest.raises(SpecError, match="below the 32 tokens"):
+        Distillation(prompt=32)._written(tiny_lm, [Document("a", text)], cast("Lab", StubLab()))
+
+
+def test_values_out_of_range_are_refused() -> None:
+    with pytest.raises(SpecError, match="cannot be larger than its teacher"):
+        Distillation(shrink=0)
+    with pytest.raises(SpecError, match="temperature must be above 0"):
+        Distillation(temperature=0.0)
+    with pytest.raises(SpecError, match="did you mean 'reverse'"):
+        Distillation(method=cast("Method", "revers"))
+
+
+@pytest.mark.slow
+def test_a_student_of_its_teachers_size_recites_less(recite: Callable[[Defense], tuple[int, int, float]]) -> None:
+    plain, plain_of, before = recite(Defense())
+    hits, of, after = recite(Distillation(shrink=1, method="reverse"))  # not smaller, so distillation itself
+    assert wilson(plain, plain_of)[0] > 0.8  # 40 of 40
+    assert wilson(hits, of)[1] < 0.3  # 0 of 40
+    assert after < 1.1 * before
