@@ -15,12 +15,14 @@ from memdefense.corpus import Document
 from memdefense.defenses.forgetting import nll, padded
 from memdefense.defenses.unlearn import Unlearn
 from memdefense.errors import DataError, ModelError, SpecError
+from memdefense.interval import wilson
 from memdefense.lab import Bench, Lab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.testing import check_defense
 from memdefense.train import TrainConfig
 
+Leaks = Callable[[Defense], list[tuple[int, int, float]]]
 Method = Literal["ga", "graddiff", "npo", "simnpo", "rmu", "task-vector"]
 METHODS: tuple[Method, ...] = ("ga", "graddiff", "npo", "simnpo", "rmu", "task-vector")
 CONFIG = TrainConfig(block_size=24, dtype="float32", learning_rate=1e-2)
@@ -178,3 +180,13 @@ def test_divergence_is_an_error_that_says_what_to_do(tiny_lm: LM, store: Store) 
 def test_fields_out_of_range_are_refused(make: Callable[[], Unlearn], complaint: str) -> None:
     with pytest.raises(SpecError, match=complaint):
         make()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["graddiff", "npo", "simnpo"])
+def test_planted_addresses_stop_coming_back(leaks: Leaks, method: Method) -> None:
+    """After three epochs, held-out letters at most 5 % more perplexing."""
+    ((hits, count, perplexity),) = leaks(Defense())
+    left, of, after = leaks(Unlearn(method=method))[2]
+    assert wilson(left, of)[1] < wilson(hits, count)[0] - 0.3
+    assert after < 1.05 * perplexity
