@@ -50,6 +50,11 @@ class Defense(Plugin):
         """Whether `curate` gives different documents in every epoch."""
         return False
 
+    @property
+    def last(self) -> bool:
+        """Whether only the end of training is defended: its operating points are the specs of `grid` instead."""
+        return False
+
     @classmethod
     def grid(cls) -> Sequence[Defense]:
         """The instances a bare name runs."""
@@ -110,6 +115,10 @@ class Stack(Defense):
     @property
     def redraws(self) -> bool:
         return any(part.redraws for part in self.parts)
+
+    @property
+    def last(self) -> bool:
+        return any(part.last for part in self.parts)
 
     def configure(self, config: TrainConfig, lab: Lab) -> TrainConfig:
         for part in self.parts:

@@ -115,9 +115,14 @@ class Defended:
 
     def target(self, model: LM) -> Target:
         """A model behind the defense's guard."""
+        return self.served(model)[0]
+
+    def served(self, model: LM) -> tuple[Target, Mapping[str, float]]:
+        """A model behind the defense's guard, and what the guard notes."""
         lab = self.work.lab(self.defense.spec, self.seed, self.originals)
         lab.config = self.config
-        return _hook(self.defense, "guard", lambda: self.defense.guard(lab.serve(model), self.curated, lab))
+        target = _hook(self.defense, "guard", lambda: self.defense.guard(lab.serve(model), self.curated, lab))
+        return target, lab.notes
 
 
 def defend(work: Work, defense: Defense, seed: int, documents: Documents | None = None) -> Defended:
@@ -140,6 +145,7 @@ def defend(work: Work, defense: Defense, seed: int, documents: Documents | None 
     lab.config = config = _hook(defense, "configure", lambda: defense.configure(work.config, lab))
     curated, notes = _curate(work, defense, lab, before)
     trained, cost = _train(work, defense, lab, curated)
+    trained = trained[-1:] if defense.last else trained
     points, edit_cost = _edit(work, defense, lab, curated, trained)
     _check_documents(defense, originals, before)
     return Defended(
@@ -183,9 +189,9 @@ def measure(
             curated=defended.curated,
             defended=lambda documents, other: _shadow(work, defense, documents, other),
         )
-        target = limited(defended.target(attacked), plugin.access)
+        target, guard_notes = defended.served(attacked)
         started = time.monotonic()
-        outcomes = _hook(plugin, "run", lambda: list(plugin.run(target, corpus, lab)))
+        outcomes = _hook(plugin, "run", lambda: list(plugin.run(limited(target, plugin.access), corpus, lab)))
         seconds = time.monotonic() - started
         if corpus.digest() != work.corpus_digest:
             raise PluginError(f"'{plugin.spec}' changed the corpus it was given; work on copies instead")
@@ -194,7 +200,8 @@ def measure(
         write_outcomes(folder / "outcomes.jsonl", outcomes)
         with jsonlines.open(folder / "samples.jsonl", "w") as lines:
             lines.write_all(lab.samples)
-        return {"seconds": seconds, "notes": lab.notes, "peak_memory_bytes": peak_memory(work.bench.device)}
+        notes = {**guard_notes, **lab.notes}
+        return {"seconds": seconds, "notes": notes, "peak_memory_bytes": peak_memory(work.bench.device)}
 
     kind = "outcomes"
     artifact = work.bench.store.make(kind, parts, maker)

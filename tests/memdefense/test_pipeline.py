@@ -11,7 +11,7 @@ import torch
 
 from memdefense.attack import Access, Attack, Outcome
 from memdefense.corpus import Corpus, Documents, Redrawn
-from memdefense.defense import Defense, Point
+from memdefense.defense import Defense, Point, Stack
 from memdefense.errors import PluginError
 from memdefense.pipeline import Work, defend, measure, read_outcomes, retried, write_outcomes
 from memdefense.runner import Settings, prepare
@@ -20,7 +20,7 @@ from memdefense.testing import TinyBenchmark
 
 if TYPE_CHECKING:
     from memdefense.lab import AttackLab, Lab
-    from memdefense.lm import LM, TextTarget, WeightTarget
+    from memdefense.lm import LM, Target, TextTarget, WeightTarget
 
 RUNS = itertools.count()
 
@@ -60,6 +60,22 @@ class Cut(Defense):
     def curate(self, documents: Documents, lab: Lab, *, epoch: int = 0) -> Documents:
         lab.note(run=next(RUNS), dropped=len(documents) - self.keep)
         return documents[: self.keep]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounded(Defense):
+    """Guards the end of training alone, with a note."""
+
+    name: ClassVar[str] = "bounded"
+    summary: ClassVar[str] = "A guard."
+
+    @property
+    def last(self) -> bool:
+        return True
+
+    def guard(self, target: Target, documents: Documents, lab: Lab) -> Target:
+        lab.note(epsilon=3)
+        return target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +293,16 @@ def test_misbehaving_attack_is_noticed_every_time_and_harms_no_other(work: Work,
             measure(undefended, last, Peek(how=how), lambda: model)
     assert work.corpus.digest() == work.corpus_digest
     assert model.digest() == last.digest
+
+
+def test_a_defense_of_the_end_of_training_has_one_point_and_its_guards_notes_stand_in_the_row(work: Work) -> None:
+    for defense in (Bounded(), Stack((Cut(10), Bounded()))):
+        defended = defend(work, defense, 0)
+        assert [point.label for point in defended.points] == ["1.0"]
+        last = defended.points[0]
+        artifact = measure(defended, last, Peek(), lambda last=last: last.load("cpu"))[1]  # type: ignore[misc]
+        assert artifact.facts["notes"]["epsilon"] == 3.0  # type: ignore[index]
+    assert len(defend(work, Defense(), 0).points) == 2
 
 
 def test_damaged_point_is_made_again(work: Work) -> None:
