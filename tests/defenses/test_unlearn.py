@@ -12,6 +12,7 @@ import torch
 
 from memdefense.architecture import blocks_of
 from memdefense.corpus import Document
+from memdefense.defense import Defense
 from memdefense.defenses.forgetting import nll, padded
 from memdefense.defenses.unlearn import Unlearn
 from memdefense.errors import DataError, ModelError, SpecError
