@@ -45,8 +45,8 @@ class Unlearn(Defense):
     for ``epochs`` epochs, and the points subtract equal parts of ``scale`` times what it learned.
 
     Measured on the planted addresses of our tests, of which 30 of 30 come back before: after three epochs 0 with
-    ``npo``, ``ga`` and ``graddiff``, 5 with ``simnpo``, 30 with ``rmu`` and 29 with ``task-vector``. At these defaults the
-    last two hardly act on a model of two layers; their authors tune strength and layer for each model.
+    ``npo``, ``ga`` and ``graddiff``, 5 with ``simnpo``, 30 with ``rmu`` and 29 with ``task-vector``. At these
+    defaults the last two hardly act on a model of two layers; their authors tune strength and layer for each model.
 
     With LoRA the adapter is merged first, and all weights are trained.
 
