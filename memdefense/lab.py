@@ -22,6 +22,7 @@ from memdefense.defense import Point
 from memdefense.errors import DataError, PluginError
 from memdefense.fit import FitTrainer, fit, load_checkpoint
 from memdefense.lm import LM
+from memdefense.memory import peak, reset_peak
 from memdefense.recipe import code_of, digest, versions
 from memdefense.sibling import smaller
 from memdefense.store import Artifact, Store
@@ -96,7 +97,7 @@ class Lab:
         self.originals, self.public, self.config, self.seed = originals, public, config, seed
         self.device = bench.device
         self.notes: dict[str, float] = {}
-        self.cost: dict[str, float] = {"train_seconds": 0.0, "tokens": 0.0}
+        self.cost: dict[str, float] = {"train_seconds": 0.0, "tokens": 0.0, "peak_memory_bytes": 0.0}
         self.fit_wall = 0.0  # seconds really spent in `fit`, replays aside
         self._bench, self._who, self._base = bench, who, base
 
@@ -159,6 +160,7 @@ class Lab:
         }
 
         def maker(folder: Path) -> Mapping[str, object]:
+            reset_peak(self.device)
             kept, cost = fit(
                 model,
                 documents,
@@ -177,13 +179,12 @@ class Lab:
                 trained = load_checkpoint(checkpoint, model, self.device)
                 points.append(save_point(folder, place, Point(checkpoint.label, checkpoint.at, trained)))
             shutil.rmtree(folder / "training", ignore_errors=True)
-            return {"points": points, "cost": cost}
+            return {"points": points, "cost": {**cost, "peak_memory_bytes": float(peak(self.device))}}
 
         started = time.monotonic()
         artifact = self._bench.store.make("fit", parts, maker)
         self.fit_wall += time.monotonic() - started
-        for name, value in artifact.facts["cost"].items():  # type: ignore[attr-defined]
-            self.cost[name] = self.cost.get(name, 0.0) + value
+        add_cost(self.cost, artifact.facts["cost"])  # type: ignore[arg-type]
         return stored_points(artifact)
 
     def fresh(self, shrink: int = 1) -> LM:
@@ -303,6 +304,13 @@ class AttackLab(Lab):
     def keep(self, sample: Mapping[str, str]) -> None:
         """A raw prompt or generation, for the store's private folder alone."""
         self.samples.append(sample)
+
+
+def add_cost(cost: dict[str, float], more: Mapping[str, float]) -> None:
+    """Adds seconds and tokens; of memory, which steps need one after another, the most counts."""
+    for name, value in more.items():
+        known = cost.get(name, 0.0)
+        cost[name] = max(known, value) if name.endswith("_bytes") else known + value
 
 
 def save_point(folder: Path, place: int, point: Point) -> dict[str, object]:

@@ -8,15 +8,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import jsonlines
-import torch
 
 from memdefense.attack import Attack, Measure, Outcome, Term
 from memdefense.corpus import (
@@ -31,8 +28,9 @@ from memdefense.corpus import (
 )
 from memdefense.defense import Defense, Point, overrides
 from memdefense.errors import MemdefenseError, PluginError
-from memdefense.lab import AttackLab, Bench, Lab, StoredPoint, save_point, stored_points
+from memdefense.lab import AttackLab, Bench, Lab, StoredPoint, add_cost, save_point, stored_points
 from memdefense.lm import LM
+from memdefense.memory import peak, reset_peak
 from memdefense.recipe import code_of
 from memdefense.score import Scores
 from memdefense.store import Artifact, DamagedError
@@ -190,6 +188,7 @@ def measure(
             defended=lambda documents, other: _shadow(work, defense, documents, other),
         )
         target, guard_notes = defended.served(attacked)
+        reset_peak(work.bench.device)
         started = time.monotonic()
         outcomes = _hook(plugin, "run", lambda: list(plugin.run(limited(target, plugin.access), corpus, lab)))
         seconds = time.monotonic() - started
@@ -200,8 +199,11 @@ def measure(
         write_outcomes(folder / "outcomes.jsonl", outcomes)
         with jsonlines.open(folder / "samples.jsonl", "w") as lines:
             lines.write_all(lab.samples)
-        notes = {**guard_notes, **lab.notes}
-        return {"seconds": seconds, "notes": notes, "peak_memory_bytes": peak_memory(work.bench.device)}
+        return {
+            "seconds": seconds,
+            "notes": {**guard_notes, **lab.notes},
+            "peak_memory_bytes": peak(work.bench.device),
+        }
 
     kind = "outcomes"
     artifact = work.bench.store.make(kind, parts, maker)
@@ -223,13 +225,6 @@ def retried(store_of: Bench, task: Callable[[], object]) -> object:
             logger.warning("the store's copy of %s; it is made again", damaged)
             store_of.store.drop(damaged.key)
     return task()
-
-
-def peak_memory(device: str) -> int:
-    """Bytes at the most so far: of the GPU where one is used, else of the process."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
@@ -335,9 +330,9 @@ def _edit(
         artifact = _points(work, "edit", parts, defense, lab, hook)
         for point in stored_points(artifact):
             points.append(dataclasses.replace(point, label=f"{source.label}/{point.label}", at=source.at))
-        for name, value in _cost(artifact).items():
-            name = name.replace("train", "edit") if name == "train_seconds" else f"edit_{name}"
-            cost[name] = cost.get(name, 0.0) + value
+        spent = _cost(artifact)
+        seconds = spent.pop("train_seconds")
+        add_cost(cost, {"edit_seconds": seconds, **{f"edit_{name}": value for name, value in spent.items()}})
     return points, cost
 
 
@@ -346,6 +341,7 @@ def _points(
 ) -> Artifact:
     def maker(folder: Path) -> Mapping[str, object]:
         started, replayed = time.monotonic(), dict(lab.cost)
+        reset_peak(work.bench.device)
         saved: list[dict[str, object]] = []
 
         def stored() -> None:
@@ -361,9 +357,11 @@ def _points(
             raise PluginError(f"'{defense.spec}' failed in {kind}(): it {what}")
         spent = {name: lab.cost[name] - replayed[name] for name in ("train_seconds", "tokens")}
         own = max(0.0, time.monotonic() - started - lab.fit_wall)
-        return {"points": saved, "notes": lab.notes, "cost": {**spent, "train_seconds": spent["train_seconds"] + own}}
+        spent["train_seconds"] += own
+        memory = max(float(peak(work.bench.device)), lab.cost["peak_memory_bytes"])  # of a fit within, or after it
+        return {"points": saved, "notes": lab.notes, "cost": {**spent, "peak_memory_bytes": memory}}
 
-    lab.fit_wall = 0.0
+    lab.fit_wall = lab.cost["peak_memory_bytes"] = 0.0
     artifact = work.bench.store.make(kind, parts, maker)
     lab.notes.update(artifact.facts["notes"])  # type: ignore[call-overload]
     return artifact
@@ -389,7 +387,6 @@ __all__ = [
     "Work",
     "defend",
     "measure",
-    "peak_memory",
     "read_outcomes",
     "retried",
     "scored",
