@@ -1,0 +1,73 @@
+"""What holds for every defense that is installed, whichever it is: no peeking, and a whole run of all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn, cast
+
+import pytest
+import torch
+
+import memdefense
+from memdefense import registry
+from memdefense.attacks.mia import MIA
+from memdefense.attacks.prefix import Prefix
+from memdefense.defense import Defense
+from memdefense.pipeline import Work, defend
+from memdefense.runner import Settings, prepare
+from memdefense.testing import TinyBenchmark
+
+NAMES = sorted(registry.names("defenses"))
+
+
+class Untouchable:
+    """The answer key, as a defense may see it: not at all."""
+
+    def _raise(self, *_: object) -> NoReturn:
+        raise AssertionError("a defense looked at the answer key")
+
+    __iter__ = __len__ = __getitem__ = __contains__ = __bool__ = __getattr__ = _raise
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    made = prepare(TinyBenchmark(), Settings(store=str(tmp_path_factory.mktemp("store")), device="cpu"))
+    corpus = made.corpus.copy()
+    for field in ("secrets", "canaries"):  # past the check of a corpus, which looks at them itself
+        object.__setattr__(corpus, field, Untouchable())
+    return dataclasses.replace(made, corpus=corpus)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_defense_looks_at_the_answer_key(name: str, work: Work) -> None:
+    with pytest.raises(AssertionError):
+        list(work.corpus.secrets)
+    for defense in registry.build("defenses", name)[:1]:
+        defended = defend(work, cast(Defense, defense), 0)
+        defended.target(defended.points[-1].load("cpu")).generate(["Write to"], max_new_tokens=2)
+
+
+@pytest.mark.slow
+def test_all_of_them_run_through(tmp_path: Path) -> None:
+    results = memdefense.run(
+        TinyBenchmark(), "all", [Prefix(), MIA()], store=str(tmp_path), output=str(tmp_path / "run"), device="cpu"
+    )
+    failed = {(row["defense_spec"], row["attack"], row["error"]) for row in results.points if row["status"] == "error"}
+    assert not failed
+    assert {entry["defense_label"] for entry in results.entries} >= set(NAMES)
+    for row in results.points:
+        assert row["status"] in ("ok", "no-op", "collapsed", "n/a")
+        if row["status"] != "n/a":
+            assert row["cost"]["train_seconds"] >= 0
+            assert row["cost"]["attack_peak_memory_bytes"] > 0
+            assert "extra_tokens" in row["cost"]
