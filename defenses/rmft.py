@@ -75,30 +75,36 @@ class RMFT(Defense):
         return self.redraw == "epoch"
 
     def curate(self, documents: Documents, lab: Lab, *, epoch: int = 0) -> Documents:
+        mentions, replaced = self.mentions(documents, lab)
+        originals: dict[str, set[str]] = defaultdict(set)
+        for own in mentions:
+            for found in own:
+                originals[found.kind].add(found.canonical)
+        draw = _Draw(originals, lab.rng(f"rmft/{epoch if self.redraws else 0}"), anchored=self.anchor == "part")
+        curated = [_replace(document, goes, draw) for document, goes in zip(documents, replaced, strict=True)]
+        lab.note(
+            values=sum(len(values) for values in originals.values()),
+            mentions=sum(len(own) for own in mentions),
+            replaced=sum(len(own) for own in replaced),
+        )
+        return curated
+
+    def mentions(self, documents: Documents, lab: Lab) -> tuple[list[list[Pii]], list[list[Pii]]]:
+        """The mentions in each document, and those of them that are replaced."""
         kinds = self.kinds or pii.KINDS
         mentions = [[found for found in lab.find(document.text) if found.kind in kinds] for document in documents]
-        originals: dict[str, set[str]] = defaultdict(set)
         stays: dict[tuple[str, str], tuple[int, int]] = {}  # value -> its document and place
         for index, own in enumerate(mentions):
             for found in own:
-                originals[found.kind].add(found.canonical)
                 if self.keep == "last" or (found.kind, found.canonical) not in stays:
                     stays[found.kind, found.canonical] = (index, found.start)
         if self.keep == "none":
             stays.clear()
-        draw = _Draw(originals, lab.rng(f"rmft/{epoch if self.redraws else 0}"), anchored=self.anchor == "part")
-        curated = []
-        replaced = 0
-        for index, (document, own) in enumerate(zip(documents, mentions, strict=True)):
-            goes = [found for found in own if stays.get((found.kind, found.canonical)) != (index, found.start)]
-            curated.append(_replace(document, goes, draw))
-            replaced += len(goes)
-        lab.note(
-            values=sum(len(values) for values in originals.values()),
-            mentions=sum(len(own) for own in mentions),
-            replaced=replaced,
-        )
-        return curated
+        replaced = [
+            [found for found in own if stays.get((found.kind, found.canonical)) != (index, found.start)]
+            for index, own in enumerate(mentions)
+        ]
+        return mentions, replaced
 
 
 _KNOWN = {

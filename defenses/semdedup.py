@@ -23,7 +23,8 @@ _ENCODERS = ("states", "sentence")
 _SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 # Public texts whose mean is subtracted; more would not move it.
 _PUBLIC = 1000
-_BATCH_TOKENS = 8192
+# A CPU gains nothing from larger passes, and loses to its caches.
+_BATCH_TOKENS = {"cpu": 2048}
 # Texts compared at a time with all leaders before them: a matrix of (block, leaders).
 _BLOCK = 512
 
@@ -46,7 +47,8 @@ class SemDedup(Defense):
     that one spec means one result. ``states`` is the mean over all tokens of the last hidden states of the model
     before the private text. Those of a small language model all point in nearly one direction, so the mean embedding
     of up to 1,000 public texts is subtracted from them (of the documents themselves where there is no public text);
-    ``centre=false`` leaves that out. ``sentence`` is all-MiniLM-L6-v2 through sentence-transformers, not centred.
+    ``centre=false`` leaves that out. On the default benchmark, of 985 distinct documents, 20 are kept without the
+    subtraction and 728 with it. ``sentence`` is all-MiniLM-L6-v2 through sentence-transformers, not centred.
 
     Attributes:
         threshold: cosine from which a text counts as a copy, above 0 and at most 1.
@@ -122,7 +124,7 @@ def mean_states(lm: LM, texts: Sequence[str]) -> Tensor:
     count = torch.zeros(len(texts), 1, dtype=torch.float64)
     with torch.inference_mode():
         while windows:
-            rows = max(1, _BATCH_TOKENS // len(windows[-1][1]))
+            rows = max(1, _BATCH_TOKENS.get(lm.device.type, 32768) // len(windows[-1][1]))
             batch, windows = windows[-rows:], windows[:-rows]
             longest = len(batch[-1][1])
             padded = torch.tensor([own + [0] * (longest - len(own)) for _, own in batch])  # (rows, longest)
