@@ -73,7 +73,7 @@ class JSONL(Benchmark):
             )
         with tempfile.TemporaryDirectory(prefix="memdefense-") as cache:
             size = 3 * self.documents + 1000 if self.documents else 0
-            taken, counts = sample(self._documents(cache), size=size, seed=self.seed)
+            taken, counts = sample(self.read(cache), size=size, seed=self.seed)
         if not taken:
             raise DataError(
                 f"jsonl: {self.data} has no document with text in '{self.text_field}' ({counts['read']:,} were read)"
@@ -92,7 +92,7 @@ class JSONL(Benchmark):
 
         return rmft_training()
 
-    def _documents(self, cache: str) -> Iterator[tuple[str, Callable[[], Raw]]]:
+    def read(self, cache: str) -> Iterator[tuple[str, Callable[[], Raw]]]:
         """Keys and documents; the copy that `datasets` makes goes to ``cache``, not where it would outlive the run."""
         import datasets
 

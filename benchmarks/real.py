@@ -174,8 +174,15 @@ def build(
             f"training documents {len(kept):,} remain that other people wrote and that resemble none of them; pass "
             "fewer documents, or more data"
         )
+    return assemble(train, kept, canaries=canaries, seed=seed, counts={**counts, **dropped})
+
+
+def assemble(
+    train: Sequence[Raw], held_out: Sequence[Raw], *, canaries: int, seed: int, counts: Mapping[str, int]
+) -> Corpus:
+    """A corpus of two splits as they are: ids, secrets, planted canaries and counts."""
     key = hashlib.blake2b(digest_size=16)  # ids tell nothing to those who do not hold the texts
-    for raw in (*train, *kept):
+    for raw in (*train, *held_out):
         key.update(raw.text.encode("utf-8", "surrogatepass"))
 
     def name(prefix: str, value: str) -> str:
@@ -185,17 +192,17 @@ def build(
     def finished(raws: Sequence[Raw]) -> list[Document]:
         return [Document(name("d-", raw.key), raw.text, name("a-", raw.author or f"\x1f{raw.key}")) for raw in raws]
 
-    private, apart_documents = finished(train), finished(kept)
-    secrets, found = find_secrets(private, apart_documents, name)
+    private, apart = finished(train), finished(held_out)
+    secrets, found = find_secrets(private, apart, name)
     codes, planted = plant(canaries, seed)
     return Corpus(
         public=(),
         train=(*private, *planted),
-        held_out=apart_documents,
+        held_out=apart,
         secrets=secrets,
         canaries=codes,
         kinds=tuple(sorted({secret.kind for secret in secrets})),
-        counts={**counts, **dropped, **found, "train": len(private), "held_out": len(kept), "planted": len(planted)},
+        counts={**counts, **found, "train": len(private), "held_out": len(apart), "planted": len(planted)},
     )
 
 

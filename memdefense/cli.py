@@ -202,6 +202,59 @@ def run(**given: Any) -> None:
         sys.exit(1)
 
 
+@cli.command()
+@click.option("-m", "--model", required=True, help="Hub id or folder of the causal LM that is attacked.")
+@click.option("--members", required=True, help="What it was trained on: JSONL, CSV, Parquet, text file or folder.")
+@click.option("--non-members", required=True, help="Text of the same kind that it was not trained on.")
+@_many(
+    "-a", "--attack", "--attacks", "attacks", default="prefix,mia", help="Comma list or repeated; 'all' is every one."
+)
+@click.option("--reference", default="", help="The model before it saw the members, for attacks that compare.")
+@click.option("--text-field", default="text", show_default=True, help="The text's field in both files.")
+@click.option("--author-field", default="", help="The author's field in both files.")
+@click.option("--revision", default="", help="Branch, tag or commit of a hub model.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every draw an attack makes.")
+@click.option("--scores", is_flag=True, help="Print every score of each attack.")
+@click.option("--batch-size", default="auto", show_default=True, help="Sequences per pass.")
+@click.option("--device", default="", help="cpu or cuda. [default: the best there is]")
+@click.option(
+    "--store", default="", help="Where artifacts are kept. [default: $MEMDEFENSE_STORE or ~/.cache/memdefense]"
+)
+@click.option("-o", "--output", default="", help="Results folder. [default: none is written]")
+def attack(**given: Any) -> None:
+    """Attack a model and data of your own: no defense, no training.
+
+    \b
+    memdefense attack --model ./my-model --members seen.jsonl --non-members unseen.jsonl -a all
+    """
+    from memdefense import registry
+    from memdefense.attack_table import print_attacks
+    from memdefense.attacking import attack_model
+    from memdefense.settings import Settings
+    from memdefense.watch import watching
+
+    fields = {name: given[name] for name in ("members", "non_members", "text_field", "author_field")}
+    benchmark: Any = registry.build("benchmarks", "brought", **fields)[0]
+    settings = Settings(
+        model=given["model"],
+        revision=given["revision"],
+        seeds=(given["seed"],),
+        store=given["store"],
+        output=given["output"],
+        device=given["device"],
+        batch_size=_batch_size(given["batch_size"]),
+    )
+    with watching() as progress:
+        rows = attack_model(
+            benchmark, ",".join(given["attacks"]), settings=settings, reference=given["reference"], progress=progress
+        )
+    print_attacks(rows, scores=given["scores"])
+    if given["output"]:
+        click.echo(f"results: {given['output']}")
+    if any(row["status"] == "error" for row in rows):
+        sys.exit(1)
+
+
 @cli.command(name="list")
 @click.argument("groups", nargs=-1)
 def list_(groups: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ _STATUS = Path("/proc/self/status")
 
 
 def reset_peak(device: str) -> None:
-    """Begins a new measurement. Where the system cannot forget the old peak (not on Linux), `peak` is the whole run's."""
+    """Begins a new measurement; where the system cannot forget the old peak (not on Linux), that stays."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         return

@@ -102,7 +102,7 @@ def prepare(benchmark: Benchmark, settings: Settings, progress: Progress | None 
     if settings.limit:
         logger.warning("--limit %d measures a sample; do not publish its numbers", settings.limit)
         corpus = limited_corpus(corpus, settings.limit)
-    base = cast(LM, retried(bench, lambda: _base(bench, benchmark, corpus, settings)))
+    base = retried(bench, lambda: _base(bench, benchmark, corpus, settings))
     config = _config(benchmark, settings, base)
     return Work(bench, benchmark, corpus, corpus.digest(), base, base.digest(), config, settings.edit_all)
 

@@ -57,7 +57,7 @@ class Sheet:
 
     def undefended(self, seed: int) -> None:
         """The baseline of one seed: what leakage and utility are relative to."""
-        self._references[seed] = cast(_Reference, retried(self._work.bench, lambda: self._reference(seed)))
+        self._references[seed] = retried(self._work.bench, lambda: self._reference(seed))
 
     def unit(self, label: str, defense: Defense, seed: int) -> None:
         """All rows of one defense on one seed; an error is a row for every attack, and nothing more.

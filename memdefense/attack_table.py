@@ -1,0 +1,67 @@
+"""The table of `memdefense attack`: what each attack got out of a model that the user brought."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from memdefense.results import Row
+
+_FOOT = (
+    "[95 % interval]. leakage: excess over chance, 0 to 1. Members and non-members are taken as exchangeable; where "
+    "the model-free baseline tells them apart, membership numbers say nothing of the model."
+)
+
+
+def print_attacks(rows: Sequence[Row], *, scores: bool = False) -> None:
+    """Prints one line per attack and seed, and with ``scores`` every score of each."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 100)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("attack", "access", "seed", "leakage", "n", "seconds", "status"):
+        right = column in ("leakage", "n", "seconds", "seed")
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        headline = (row.get("scores") or {}).get("leakage") or {}
+        seconds = (row.get("cost") or {}).get("seconds")
+        table.add_row(
+            row["attack_spec"],
+            row["access"],
+            str(row["seed"]),
+            _interval(headline),
+            str(headline.get("n", "-")),
+            "-" if seconds is None else f"{seconds:.1f}",
+            row["status"],
+        )
+    console.print(table)
+    for row in rows:
+        if row["error"]:
+            console.print(f"{row['attack_spec']}: {row['error']}", markup=False, highlight=False)
+    if scores:
+        for row in rows:
+            _print_scores(console, row)
+    console.print(_FOOT, highlight=False, markup=False, style="dim")
+
+
+def _print_scores(console: Console, row: Row) -> None:
+    table = Table(box=None, pad_edge=False, title=f"{row['attack_spec']}, seed {row['seed']}", title_justify="left")
+    table.add_column("score")
+    table.add_column("value", justify="right")
+    table.add_column("n", justify="right")
+    for name, score in (row.get("scores") or {}).items():
+        table.add_row(name, _interval(score), str(score["n"]))
+    console.print(table)
+    console.print()
+
+
+def _interval(score: dict[str, Any]) -> str:
+    value, low, high = (score.get(name) for name in ("value", "low", "high"))
+    if value is None or value != value:
+        return "-"
+    limits = "" if low is None or high is None or low != low or high != high else f" [{low:.2f}, {high:.2f}]"
+    return f"{value:.3f}{limits}"

@@ -1,0 +1,128 @@
+"""Attacks on a model that the user brings, with what it was trained on and what it was not: no defense, no training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from memdefense import registry
+from memdefense.attack import Attack
+from memdefense.corpus import Benchmark
+from memdefense.defense import Defense
+from memdefense.errors import MemdefenseError, NotApplicable, SpecError, StoreError
+from memdefense.lab import Progress, StoredPoint
+from memdefense.lm import LM
+from memdefense.pipeline import Defended, Work, measure, retried, scored, write_outcomes
+from memdefense.recipe import code_of, digest
+from memdefense.results import SCHEMA, Row, Writer, provenance, say, score_rows
+from memdefense.runner import prepare
+from memdefense.settings import Settings
+from memdefense.store import Artifact
+
+
+def attack_model(
+    benchmark: Benchmark,
+    attacks: object,
+    *,
+    settings: Settings,
+    reference: str = "",
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Plays attacks against one model and scores them; an attack that fails is a row of status ``error``.
+
+    Args:
+        benchmark: whose ``train`` are the members and whose ``held_out`` are not.
+        attacks: specs, objects, or a mix.
+        settings: how it is run; ``model`` is what is attacked.
+        reference: hub id or folder of the model before it saw the members, for attacks that compare with one; without
+            it the attacked model itself stands there, and such comparisons say nothing.
+        progress: told of every long step.
+
+    Raises:
+        MemdefenseError: what the user can mend before anything runs.
+    """
+    if not settings.model:
+        raise SpecError("no model was named; give the one that is attacked, a folder or a hub id")
+    played = [cast(Attack, made[0]) for _, made in registry.instances("attacks", attacks)]
+    if not played:
+        raise SpecError("no attack was named; give one, such as prefix")
+    writer = Writer(Path(settings.output)) if settings.output else None
+    attacked = LM.load(settings.model, revision=settings.revision or None)
+    block = min(benchmark.config.block_size, attacked.context)  # of models that an attack may train
+    started = dataclasses.replace(settings, model=reference or settings.model, training={"block_size": block})
+    work = prepare(benchmark, started, progress)
+    attacked.to(work.bench.device)
+    if reference and attacked.model.config.vocab_size != work.base.model.config.vocab_size:
+        raise SpecError(f"'{reference}' is no reference for '{settings.model}': their vocabularies differ")
+    if writer:
+        named = {"benchmark": benchmark.spec, "attacks": [attack.spec for attack in played], "reference": reference}
+        writer.text("config.json", json.dumps({**named, "settings": dataclasses.asdict(settings)}, indent=1))
+    point = StoredPoint("as brought", 1.0, attacked.digest(), cast(Artifact, None), "")
+    rows = []
+    for seed in settings.seeds:
+        defended = Defended(
+            work, Defense(), seed, work.config, work.corpus.train, work.corpus.train, (point,), notes={}, cost={}
+        )
+        for number, attack in enumerate(played):
+            if progress:
+                progress(f"{attack.spec}, seed {seed}", number, len(played))
+            rows.append(_row(work, defended, point, attacked, attack, writer))
+    return rows
+
+
+def _row(
+    work: Work, defended: Defended, point: StoredPoint, attacked: LM, attack: Attack, writer: Writer | None
+) -> Row:
+    code = [code_of(attack), code_of("memdefense.lab")]
+    recipe = digest(
+        {
+            "model": point.digest,
+            "corpus": work.corpus_digest,
+            "attack": attack.spec,
+            "seed": defended.seed,
+            "code": code,
+        }
+    )
+    row: Row = {
+        "row": "attack",
+        "schema": SCHEMA,
+        "benchmark": work.benchmark.spec,
+        "benchmark_version": work.benchmark.version,
+        "model": attacked.origin,
+        "attack": attack.name,
+        "attack_spec": attack.spec,
+        "attack_family": attack.family,
+        "access": attack.access,
+        "seed": defended.seed,
+        "recipe": recipe,
+        "status": "ok",
+        "error": "",
+        "leakage": None,
+    }
+    try:
+        outcomes, artifact = retried(work.bench, lambda: measure(defended, point, attack, lambda: attacked))
+        scores, _ = scored(attack, outcomes)
+    except StoreError:
+        raise
+    except MemdefenseError as error:
+        row |= {"status": "n/a" if isinstance(error, NotApplicable) else "error", "error": say(error)}
+    else:
+        row |= {
+            "leakage": scores.headline.value,
+            "scores": score_rows(scores, "leakage"),
+            "notes": artifact.facts["notes"],
+            "cost": {name: artifact.facts[name] for name in ("seconds", "peak_memory_bytes")},
+        }
+        if writer:
+            write_outcomes(writer.folder / "outcomes" / f"{recipe[:32]}.jsonl", outcomes)
+    row["key"] = digest([recipe, row["status"], row["error"]])
+    row["provenance"] = provenance(
+        work.bench.device, torch.get_num_threads(), str(attacked.model.dtype), attacked.origin
+    )
+    if writer:
+        writer.row(row)
+    return row
