@@ -50,6 +50,8 @@ def trained(defense: Unlearn, lm: LM, texts: Texts, lab: Lab) -> Iterator[LM]:
             optimizer.step()
             lm.model.zero_grad()
             step += 1
+            lab.spend(sum(len(texts.forget[number]) for number in chosen))
+            lab.spend(sum(len(texts.retain[number]) for number in beside))
             lab.progress("unlearning", step, total)
         if not all(bool(torch.isfinite(weight).all()) for weight in weights):
             raise ModelError(f"unlearn diverged in epoch {epoch + 1}: weights are no longer finite; lower its rate")
