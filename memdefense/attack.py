@@ -59,6 +59,11 @@ class Measure(Plugin, ABC):
         """What the target must allow; of the instance, since one score of an attack may need more than another."""
         return "text"
 
+    @property
+    def shadows(self) -> bool:
+        """Whether it runs the defense again on other documents (`AttackLab.defend`), so that its result is of both."""
+        return False
+
     @abstractmethod
     def run(self, target: Any, corpus: Corpus, lab: AttackLab) -> Iterable[Outcome]:
         """Plays; ``target`` has the methods that the declared ``access`` allows, and no more."""
@@ -69,9 +74,14 @@ class Measure(Plugin, ABC):
 
 
 class Attack(Measure):
-    """An attack; its headline score is ``leakage``, at most 1, with 0 = chance (below 0 by noise alone)."""
+    """An attack; its headline score is ``leakage``, at most 1, with 0 = chance (below 0 by noise alone).
+
+    Attributes:
+        adaptive_to: families of defenses against which this is the attack of one who knows the defense.
+    """
 
     family: ClassVar[Literal["extraction", "membership", "audit"]]
+    adaptive_to: ClassVar[tuple[str, ...]] = ()
 
     def terms(self, outcomes: Sequence[Outcome]) -> Sequence[Term]:
         """What each unit adds to the leakage: their mean is the headline.

@@ -290,7 +290,7 @@ class AttackLab(Lab):
         config: TrainConfig,
         base: LM,
         curated: Documents,
-        defended: Callable[[Sequence[Document], int], Target],
+        defended: Callable[[Sequence[Document], int], Target] | None,
     ) -> None:
         super().__init__(bench, who=who, seed=seed, originals=originals, public=public, config=config, base=base)
         self.base, self.curated = base, curated
@@ -298,7 +298,18 @@ class AttackLab(Lab):
         self._defended = defended
 
     def defend(self, documents: Documents, seed: int) -> Target:
-        """The whole defended pipeline again, on other documents: a shadow model."""
+        """The whole defended pipeline again, on other documents: a shadow model.
+
+        It is taken at the operating point that is attacked, or at the last where there is none of that label.
+
+        Raises:
+            PluginError: the attack did not declare that it uses the defense.
+        """
+        if self._defended is None:
+            raise PluginError(
+                f"'{self._who}' runs the defense again without saying so: let its `shadows` be True, so that what it "
+                "finds is kept apart for each defense"
+            )
         return self._defended(documents, seed)
 
     def keep(self, sample: Mapping[str, str]) -> None:

@@ -172,6 +172,9 @@ def measure(
         "curated": defended.curated_digest,
         "config": dataclasses.asdict(work.config),
     }
+    if plugin.shadows:
+        own = dataclasses.asdict(defended.config)
+        parts["defense"] = [defense.spec, code_of(defense), code_of("memdefense.pipeline"), own, point.label]
 
     def maker(folder: Path) -> Mapping[str, object]:
         corpus = work.corpus.copy()  # and a copy of the weights below: what one plugin breaks, no other gets
@@ -185,7 +188,7 @@ def measure(
             config=work.config,
             base=work.base,
             curated=defended.curated,
-            defended=lambda documents, other: _shadow(work, defense, documents, other),
+            defended=functools.partial(_shadow, work, defense, point.label) if plugin.shadows else None,
         )
         target, guard_notes = defended.served(attacked)
         reset_peak(work.bench.device)
@@ -377,9 +380,10 @@ def _cost(artifact: Artifact) -> dict[str, float]:
     return cost
 
 
-def _shadow(work: Work, defense: Defense, documents: Documents, seed: int) -> Target:
+def _shadow(work: Work, defense: Defense, label: str, documents: Documents, seed: int) -> Target:
     shadow = defend(work, defense, seed, documents)
-    return shadow.target(shadow.points[-1].load(work.bench.device))
+    point = next((point for point in shadow.points if point.label == label), shadow.points[-1])
+    return shadow.target(point.load(work.bench.device))
 
 
 __all__ = [

@@ -150,6 +150,10 @@ class Peek(Attack):
     def __post_init__(self) -> None:
         object.__setattr__(self, "access", "weights" if self.how == "weights" else "text")
 
+    @property
+    def shadows(self) -> bool:
+        return self.how == "shadow"
+
     def run(self, target: TextTarget | WeightTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         if self.how == "raise":
             raise KeyError("on purpose")
@@ -157,6 +161,9 @@ class Peek(Attack):
             object.__setattr__(corpus.secrets[0], "value", "changed")
         if self.how == "weights":
             next(target.model.model.parameters()).data += 1  # type: ignore[union-attr]
+        if self.how in ("shadow", "undeclared"):
+            (signal,) = lab.defend(corpus.train[:8], 7).signals([corpus.train[0].text])
+            lab.note(logprob=float(signal.logprob.mean()))
         lab.note(run=next(RUNS))
         lab.keep({"prompt": "p"})
         yield Outcome("u", "g", True, {"hit": 1.0}, "s")
@@ -303,6 +310,31 @@ def test_a_defense_of_the_end_of_training_has_one_point_and_its_guards_notes_sta
         artifact = measure(defended, last, Peek(), lambda last=last: last.load("cpu"))[1]  # type: ignore[misc]
         assert artifact.facts["notes"]["epsilon"] == 3.0  # type: ignore[index]
     assert len(defend(work, Defense(), 0).points) == 2
+
+
+def test_attack_that_defends_again_is_kept_apart_for_each_defense_and_point(work: Work) -> None:
+    def notes(defense: Defense, place: int, how: str) -> dict[str, float]:
+        defended = defend(work, defense, 0)
+        point = defended.points[place]
+        facts = measure(defended, point, Peek(how=how), lambda: point.load("cpu"))[1].facts
+        return dict(facts["notes"])  # type: ignore[call-overload]
+
+    plain, retrained = Defense(), Retrain()  # the same documents and weights
+    assert notes(plain, 1, "")["run"] == notes(retrained, 1, "")["run"]
+    assert notes(plain, 1, "shadow")["run"] != notes(retrained, 1, "shadow")["run"]
+    assert notes(plain, 1, "shadow") == notes(plain, 1, "shadow")
+    shadows = defend(work, plain, 7, work.corpus.train[:8]).points
+    for place, point in enumerate(shadows):
+        (signal,) = work.lab("", 0).serve(point.load("cpu")).signals([work.corpus.train[0].text])
+        assert notes(plain, place, "shadow")["logprob"] == float(signal.logprob.mean()), place
+    assert notes(plain, 0, "shadow")["logprob"] != notes(plain, 1, "shadow")["logprob"]
+
+
+def test_attack_that_defends_again_has_to_say_so(work: Work) -> None:
+    undefended = defend(work, Defense(), 0)
+    last = undefended.points[-1]
+    with pytest.raises(PluginError, match=r"'peek:how=undeclared' runs the defense again without saying so.*`shadows`"):
+        measure(undefended, last, Peek(how="undeclared"), lambda: last.load("cpu"))
 
 
 def test_damaged_point_is_made_again(work: Work) -> None:
