@@ -96,6 +96,7 @@ def test_every_placement_is_equally_likely(monkeypatch: pytest.MonkeyPatch) -> N
     rng = StubLab().rng("x")
     seen = Counter(shuffle._noised(Document("d", "....."), [1, 2], rng).text for _ in range(6000))
     assert len(seen) == 12
+    assert {len(text) for text in seen} == {5}
     assert all(abs(count - 500) < 5 * 500**0.5 for count in seen.values())
 
 
