@@ -27,7 +27,7 @@ _PLACES = ("the warehouse", "the north office", "head office", "the depot")
 
 @dataclasses.dataclass(frozen=True)
 class TinyBenchmark(Benchmark):
-    """Forty short letters, each with an address of its writer, and a GPT-2 of two layers that trains for six steps.
+    """Forty short letters, each with an address of its writer, and a GPT-2 of three layers that trains for six.
 
     Every address has a twin that a coin left out. Nothing can be learned from its numbers; it shows that a plugin runs.
 
@@ -36,7 +36,7 @@ class TinyBenchmark(Benchmark):
     """
 
     name: ClassVar[str] = "tiny"
-    summary: ClassVar[str] = "Forty letters and a model of two layers, for checks of plugins."
+    summary: ClassVar[str] = "Forty letters and a model of three layers, for checks of plugins."
 
     seed: int = 0
 
@@ -91,7 +91,7 @@ class TinyBenchmark(Benchmark):
             vocab_size=len(tokenizer),
             n_positions=128,
             n_embd=32,
-            n_layer=2,
+            n_layer=3,
             n_head=2,
             resid_pdrop=0.0,
             embd_pdrop=0.0,
