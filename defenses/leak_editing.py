@@ -1,0 +1,148 @@
+"""The frame of PME and MEMIT: attack one's own model, edit what leaks batch by batch, and give points on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from memdefense import pii
+from memdefense.architecture import Block, blocks_of
+from memdefense.defense import Defense, Point
+from memdefense.errors import ModelError, SpecError, hint
+
+from .editing import second_moments
+from .leaks import Probe, leaking, probes
+from .value_search import Request, longest_tail
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from memdefense.corpus import Documents
+    from memdefense.lab import Lab
+    from memdefense.lm import LM
+
+LEAST = 0.1  # a request whose target never gets this likely is skipped
+_DUMMIES = {
+    "email": " mail@domain.com",
+    "phone": " phone_number",
+    "account": " account_number",
+    "ssn": " ssn_number",
+    "ip": " ip_address",
+    "url": " www.domain.com",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LeakEditing(Defense):
+    """Edits after which the contexts that leak a detected value give a fixed dummy of its kind.
+
+    Attributes:
+        kinds: the kinds of PII that are edited; empty for all of `memdefense.pii.KINDS`.
+        context: tokens of a value's prefix; 0 is as many as the model takes.
+        mentions: of each value that are tried at most, drawn at random; 0 is all.
+        batch: requests edited together.
+        points: operating points, spread evenly over the batches.
+        ridge: how much the keys of public text weigh; C is a mean over tokens.
+        passages: public documents behind C at most.
+        cap: the Frobenius norm of one batch's change, as a share of the matrix's own; 0 is no cap.
+
+    Raises:
+        SpecError: a field is out of its range.
+    """
+
+    kinds: tuple[str, ...] = ()
+    context: int = 0
+    mentions: int = 0
+    batch: int = 8
+    points: int = 5
+    ridge: float = 15_000.0
+    passages: int = 100_000
+    cap: float = 0.0
+
+    def __post_init__(self) -> None:
+        for kind in self.kinds:
+            if kind not in pii.KINDS:
+                raise SpecError(f"{self.name}: kinds cannot be '{kind}'{hint(kind, pii.KINDS)}")
+        least = {"context": 0, "mentions": 0, "cap": 0, "batch": 1, "points": 1, "passages": 1}
+        for field, low in least.items():
+            if not low <= getattr(self, field) < float("inf"):
+                raise SpecError(f"{self.name}: {field} is {getattr(self, field)}; it must be at least {low}")
+        if self.context == 1:
+            raise SpecError(f"{self.name}: context is 1; a prefix has at least 2 tokens, and 0 is as many as fit")
+        if not 0 < self.ridge < float("inf"):
+            raise SpecError(f"{self.name}: ridge is {self.ridge}; it must be above 0")
+
+    @abstractmethod
+    def layers(self, blocks: int) -> Sequence[int]:
+        """The blocks that are edited, of so many; z* is sought at the last of them."""
+
+    @abstractmethod
+    def edit_batch(
+        self, model: LM, blocks: Sequence[Block], requests: Sequence[Request], moments: Sequence[Tensor]
+    ) -> int:
+        """Edits the model in place for some requests; ``moments`` are those of `layers`. How many were edited."""
+
+    def openings(self, model: LM) -> Sequence[str]:
+        """Texts that each context is also put behind."""
+        return ()
+
+    def edit(self, model: LM, documents: Documents, lab: Lab) -> Iterator[Point]:
+        """Attacks the model and edits what leaks.
+
+        Raises:
+            ModelError: the model has fewer than three blocks, or blocks of an unknown build.
+        """
+        blocks = blocks_of(model.model)
+        if len(blocks) < 3:
+            raise ModelError(
+                f"'{self.name}' writes into several blocks and leaves the last alone, so it needs a model of three "
+                f"blocks or more; this one has {len(blocks)}"
+            )
+        layers = self.layers(len(blocks))
+        kinds = self.kinds or pii.KINDS
+        tried, room = probes(model, documents, lab, kinds=kinds, context=self.context, mentions=self.mentions)
+        asked = [probe for probe in tried if probe.canonical != _DUMMIES[probe.kind].strip()]
+        leaks = [probe for probe, out in zip(asked, leaking(model, asked, lab, new_tokens=room), strict=True) if out]
+        values = len({(probe.kind, probe.canonical) for probe in asked})
+        lab.note(values=values, found=len(asked), leaking=len(leaks), edited=0, skipped=0)
+        if not leaks:
+            yield Point("edits-0", 1.0, model)
+            return
+        moments = second_moments(model, blocks, layers, lab.public or documents, lab, passages=self.passages)
+        requests = self._requests(model, leaks)
+        starts = range(0, len(requests), self.batch)
+        shown = {round(len(starts) * place / self.points) for place in range(1, self.points + 1)}
+        edited = 0
+        for number, start in enumerate(starts, 1):
+            batch = requests[start : start + self.batch]
+            edited += self.edit_batch(model, blocks, batch, moments)
+            done = start + len(batch)
+            lab.progress("edits", done, len(requests))
+            lab.note(edited=edited, skipped=done - edited)
+            if number == len(starts):
+                self._note_outcome(model, leaks, lab, room)
+            if number in shown:
+                yield Point(f"edits-{done}", 1.0, model)
+
+    def _note_outcome(self, model: LM, leaks: Sequence[Probe], lab: Lab, room: int) -> None:
+        prompts, dummies = [probe.prompt for probe in leaks], [_DUMMIES[probe.kind] for probe in leaks]
+        lab.note(
+            dummies=sum(lab.serve(model).continues(prompts, dummies)),
+            still_leaking=sum(leaking(model, leaks, lab, new_tokens=room)),
+        )
+
+    def _requests(self, model: LM, leaks: Sequence[Probe]) -> list[Request]:
+        openings = [model.encode(opening) for opening in self.openings(model)]
+        requests = []
+        for probe in leaks:
+            target = tuple(model.encode(_DUMMIES[probe.kind], special=False))
+            room = model.context - longest_tail(model, target)
+            plain = model.encode(probe.prompt, special=False) if openings else []
+            behind = [(*opening, *plain[-(room - len(opening)) :]) for opening in openings]
+            requests.append(Request((probe.ids[-room:], *behind), target))
+        return requests
+
+
+__all__ = ["LEAST", "LeakEditing"]

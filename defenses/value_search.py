@@ -1,0 +1,253 @@
+"""What a block must put out at the look-up token so that the model says a target: the z* of ROME, MEMIT and PME."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from memdefense.architecture import Block
+from memdefense.errors import ModelError
+
+from .editing import evaluating, hidden_state, left_padded, positions
+
+if TYPE_CHECKING:
+    from memdefense.lm import LM
+
+_DRIFT = " is a"  # what stands behind the context where the model is to say what it said before
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """One edit: behind a context the model is to say something else.
+
+    Attributes:
+        prompts: token ids of the context, at least two; behind it, the same context after other openings.
+        target: token ids of what is to be said.
+    """
+
+    prompts: tuple[tuple[int, ...], ...]
+    target: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """How z*, the output of a block at the look-up token that makes the model say the target, is found by Adam.
+
+    Each request minimises the mean NLL of its target's tokens, averaged over its prompts, + ``kl`` KL(before || after)
+    of the next token after "<context> is a" + ``decay`` ||delta||^2 / ||z||^2, where z is the output before and
+    z* = z + delta, with ||delta|| <= ``clamp`` ||z||. Requests do not touch each other, however many there are.
+
+    Attributes:
+        steps: losses computed at most; the last is not followed by an update.
+        enough: ``enough(loss, p)`` ends one request's search; p = exp(-NLL), averaged over its prompts.
+        rate: of Adam.
+    """
+
+    steps: int
+    enough: Callable[[float, float], bool]
+    rate: float = 0.5
+    kl: float = 0.0625
+    decay: float = 0.5
+    clamp: float = 0.75
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Found:
+    """The result of a search.
+
+    Attributes:
+        z: (requests, width) what the block gives at the look-up token.
+        wanted: (requests, width) what it should give.
+        best: the largest p each request reached.
+        steps: losses computed for each.
+    """
+
+    z: Tensor
+    wanted: Tensor
+    best: list[float]
+    steps: list[int]
+
+
+def longest_tail(lm: LM, target: Sequence[int]) -> int:
+    """Tokens, the look-up token included, that a search runs behind the rest of a context."""
+    return max(len(target), 1 + len(lm.encode(_DRIFT, special=False)))
+
+
+def search(lm: LM, block: Block, requests: Sequence[Request], how: Search) -> Found:
+    """Finds z* at one block for each request.
+
+    What stands before the look-up token is run once and kept, since the change reaches only what comes after it.
+    """
+    with evaluating(lm):
+        rows = _Rows(lm, requests)
+        deltas = [torch.zeros(lm.width, device=lm.device, requires_grad=True) for _ in requests]
+        optimizer = torch.optim.Adam(deltas, lr=how.rate)
+        best, steps = [0.0] * len(requests), [0] * len(requests)
+        active = list(range(len(requests)))
+        z = torch.zeros(len(requests), lm.width, device=lm.device)
+        before = torch.zeros(0)
+        for step in range(how.steps):
+            with _added(block, torch.stack(deltas)[rows.owner]) as seen:
+                nll, after = rows.measure()
+            if step == 0:
+                z, before = seen[0][rows.plain], after.detach()
+            p = rows.mean(torch.exp(-nll))
+            kl = torch.nn.functional.kl_div(after, before[active], log_target=True, reduction="none").sum(-1)
+            size = torch.stack([deltas[place] for place in active]).square().sum(-1) / z[active].square().sum(-1)
+            loss = rows.mean(nll) + how.kl * kl + how.decay * size
+            going = []
+            for row, (place, own, likely) in enumerate(zip(active, loss.tolist(), p.tolist(), strict=True)):
+                best[place], steps[place] = max(best[place], likely), step + 1
+                if not how.enough(own, likely):
+                    going.append(row)
+            if not going or step + 1 == how.steps:
+                break
+            optimizer.zero_grad()
+            torch.autograd.backward(loss[going].sum())
+            if len(going) < len(active):
+                active = [active[row] for row in going]
+                rows.keep(active)
+            for place, delta in enumerate(deltas):
+                if place not in active:  # with a gradient of zeros Adam's momentum would move it on
+                    delta.grad = None
+            optimizer.step()
+            _clamp(deltas, active, how.clamp * z.norm(dim=-1))
+    return Found(z, z + torch.stack(deltas).detach(), best, steps)
+
+
+class _Rows:
+    """The rows of a search: for each request one per prompt, with its target, and one with " is a"."""
+
+    def __init__(self, lm: LM, requests: Sequence[Request]) -> None:
+        drift = lm.encode(_DRIFT, special=False)
+        heads: list[Sequence[int]] = []
+        tails: list[list[int]] = []
+        owner: list[int] = []
+        plain: list[int] = []
+        self._targets: list[tuple[int, ...]] = []  # empty for " is a"
+        for place, request in enumerate(requests):
+            plain.append(len(heads))
+            whole = [*((prompt, request.target) for prompt in request.prompts), (request.prompts[0], ())]
+            for prompt, target in whole:
+                heads.append(prompt[:-1])
+                tails.append([prompt[-1], *(target[:-1] if target else drift)])
+                owner.append(place)
+                self._targets.append(target)
+        self._lm = lm
+        self.owner, self.plain = torch.tensor(owner, device=lm.device), torch.tensor(plain, device=lm.device)
+        ids, head_mask = left_padded(heads, lm.device)
+        self._tails, tail_mask = _right(tails, lm.device)
+        self._mask = torch.cat([head_mask, tail_mask], 1)
+        self._places = head_mask.sum(1, keepdim=True) + torch.arange(tail_mask.shape[1], device=lm.device)
+        self._lengths = tail_mask.sum(1)
+        cache = DynamicCache()
+        with torch.no_grad():
+            lm.model.base_model(
+                ids,
+                attention_mask=head_mask,
+                position_ids=positions(head_mask),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        self._kept = _states(cache)
+        self._index()
+
+    def keep(self, requests: Sequence[int]) -> None:
+        """Goes on with some of the requests, by their first numbers."""
+        stay = torch.isin(self.owner, torch.tensor(requests, device=self.owner.device))
+        self._targets = [target for target, kept in zip(self._targets, stay.tolist(), strict=True) if kept]
+        self._tails, self._mask, self._places = self._tails[stay], self._mask[stay], self._places[stay]
+        self._lengths, self.owner = self._lengths[stay], self.owner[stay]
+        self._kept = [(keys[stay], values[stay]) for keys, values in self._kept]
+        self._index()
+
+    def _index(self) -> None:
+        device, width = self.owner.device, self._tails.shape[1]
+        said = torch.full((len(self._targets), width), -100, device=device)
+        for row, target in enumerate(self._targets):
+            said[row, : len(target)] = torch.tensor(target, dtype=torch.long, device=device)
+        spoken = torch.tensor([bool(target) for target in self._targets], device=device)
+        self._said, self._speaking, self._drifting = said[spoken], spoken, ~spoken
+        owners = self.owner[spoken]
+        self._group = torch.unique(owners, return_inverse=True)[1]
+        self._sizes = torch.bincount(self._group)
+
+    def measure(self) -> tuple[Tensor, Tensor]:
+        """Mean NLL per target row (rows,), and log-probabilities after " is a" (requests, V)."""
+        cache = DynamicCache()
+        for keys, values in self._kept:
+            layer = DynamicLayer()  # type: ignore[no-untyped-call]
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+            cache.layers.append(layer)
+        logits = self._lm.model(
+            self._tails,
+            attention_mask=self._mask,
+            position_ids=self._places,
+            past_key_values=cache,
+            use_cache=True,
+        ).logits.float()
+        spoken = torch.log_softmax(logits[self._speaking], -1)
+        real = self._said >= 0
+        own = spoken.gather(-1, self._said.clamp_min(0)[..., None])[..., 0]
+        nll = -(own * real).sum(1) / real.sum(1)
+        last = self._lengths[self._drifting] - 1
+        after = logits[self._drifting][torch.arange(len(last), device=last.device), last]
+        return nll, torch.log_softmax(after, -1)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean per request of numbers per target row."""
+        return torch.zeros(len(self._sizes), device=values.device).index_add(0, self._group, values) / self._sizes
+
+
+def _states(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of each layer: (rows, heads, tokens, size)."""
+    kept = []
+    for layer in cache.layers:
+        if not isinstance(layer, DynamicLayer) or layer.keys is None or layer.values is None:
+            raise ModelError(
+                "the model keeps something else than keys and values of its attention; it cannot be edited"
+            )
+        kept.append((layer.keys, layer.values))
+    return kept
+
+
+@contextlib.contextmanager
+def _added(block: Block, deltas: Tensor) -> Iterator[list[Tensor]]:
+    """Adds a vector (rows, width) to a block's output at the first token; what it was comes back in the list."""
+    seen: list[Tensor] = []
+
+    def add(module: nn.Module, inputs: object, result: object) -> object:
+        hidden = hidden_state(result)
+        seen.append(hidden[:, 0].detach())
+        changed = torch.cat([hidden[:, :1] + deltas[:, None], hidden[:, 1:]], 1)
+        return (changed, *result[1:]) if isinstance(result, tuple) else changed
+
+    handle = block.module.register_forward_hook(add)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    ids, mask = left_padded([row[::-1] for row in rows], device)
+    return ids.flip(1), mask.flip(1)
+
+
+@torch.no_grad()
+def _clamp(deltas: Sequence[Tensor], active: Sequence[int], most: Tensor) -> None:
+    for place in active:
+        norm = deltas[place].norm()
+        if norm > most[place]:
+            deltas[place].mul_(most[place] / norm)
+
+
+__all__ = ["Found", "Request", "Search", "longest_tail", "search"]
