@@ -29,8 +29,7 @@ class ELR(Defense):
     an average of the predictions p made for it so far, and the loss adds ``weight`` times log(1 - <t, p>): the gradient
     of a token that the model always found likely is kept alive, that of one it never believed in is held back.
 
-    Paper: Liu et al. 2020, arXiv 2007.00151, for image classes with wrong labels: on CIFAR-10 with 40 % of them wrong,
-    it reaches about 91 % accuracy where cross-entropy, which learns the wrong labels too, reaches about 82 % or less.
+    Paper: Liu et al. 2020, arXiv 2007.00151, for image classes with wrong labels, which the model then learns less of.
     No figure for language models is published.
 
     It hardly protects here: of the 40 random passages of our test, four copies each over 14 epochs, a model trained so

@@ -26,8 +26,7 @@ class Scrub(Defense):
     instead, the same for every mention of one value, so that who wrote to whom can still be learned. Loss and training
     stay ordinary.
 
-    Paper: Lukas et al. 2023, who scrub with a named entity tagger: with GPT-2 Large on law cases, 23 % of the PII could
-    be extracted without defense, and about 3 % of it remained with scrubbing, in which the tagger had missed it.
+    Paper: Lukas et al. 2023, who scrub with a named entity tagger and find that what it misses is still leaked.
 
     Does not protect what the detector misses, nor what the words around a value tell of a person. A model trained on
     masks writes masks; one trained on pseudonyms memorizes them as it would have the true values.
