@@ -32,7 +32,7 @@ class DEPN(Defense):
     way are added up. Neurons with at least a tenth of the largest share are a value's candidates; those that are
     candidates of most values are erased: their column of the down-projection becomes zero.
 
-    Paper: Wu et al. 2023, on BERT: less of Enron's phone numbers, names and texts is exposed with tens of neurons erased
+    Paper: Wu et al. 2023, on BERT: less of Enron's phone numbers, names and texts is exposed with tens of neurons gone
     (second-hand).
 
     Does not protect a value whose neurons are its own, since only shared ones become frequent; nor what the detector
