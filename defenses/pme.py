@@ -46,9 +46,9 @@ class PME(LeakEditing):
     the present output of the last edited block)), so that only 1 - prod(1 - w), about 65 %, of the move is made.
     ``spread=exact`` divides each weight by the sum of its own and those still to come and lets it multiply what
     remains, with both targets, so that z* (or LN(z*)) is reached but for the ridge. Weights whose sum is nothing are
-    replaced by equal ones. KL(before || after) is taken behind " is a", and the norm of delta is squared; the authors'
-    code, as far as we could read it, takes KL(after || before) at the look-up token itself, and the norm unsquared. C
-    is over the documents where there is no public text. The dummies of other kinds than e-mail and phone are ours.
+    replaced by equal ones. In the search for z*, KL(after || before) at the look-up token and the unsquared norm of
+    delta over ||z||^2 are those of the authors' code. C is over the documents where there is no public text. The
+    dummies of other kinds than e-mail and phone are ours.
     With LoRA the adapter is merged before the edit.
 
     Attributes:

@@ -20,8 +20,6 @@ from .editing import evaluating, hidden_state, left_padded, positions
 if TYPE_CHECKING:
     from memdefense.lm import LM
 
-_DRIFT = " is a"  # what stands behind the context where the model is to say what it said before
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
@@ -40,8 +38,8 @@ class Request:
 class Search:
     """How z*, the output of a block at the look-up token that makes the model say the target, is found by Adam.
 
-    Each request minimises the mean NLL of its target's tokens, averaged over its prompts, + ``kl`` KL(before || after)
-    of the next token after "<context> is a" + ``decay`` ||delta||^2 / ||z||^2, where z is the output before and
+    Each request minimises the mean NLL of its target's tokens, averaged over its prompts, + ``kl`` KL(after || before)
+    of the next token at the look-up token + ``decay`` ||delta|| / ||z||^2, where z is the output before and
     z* = z + delta, with ||delta|| <= ``clamp`` ||z||. Requests do not touch each other, however many there are.
 
     Attributes:
@@ -77,7 +75,7 @@ class Found:
 
 def longest_tail(lm: LM, target: Sequence[int]) -> int:
     """Tokens, the look-up token included, that a search runs behind the rest of a context."""
-    return max(len(target), 1 + len(lm.encode(_DRIFT, special=False)))
+    return max(len(target), 1)
 
 
 def search(lm: LM, block: Block, requests: Sequence[Request], how: Search) -> Found:
@@ -99,8 +97,8 @@ def search(lm: LM, block: Block, requests: Sequence[Request], how: Search) -> Fo
             if step == 0:
                 z, before = seen[0][rows.plain], after.detach()
             p = rows.mean(torch.exp(-nll))
-            kl = torch.nn.functional.kl_div(after, before[active], log_target=True, reduction="none").sum(-1)
-            size = torch.stack([deltas[place] for place in active]).square().sum(-1) / z[active].square().sum(-1)
+            kl = (after.exp() * (after - before[active])).sum(-1)
+            size = torch.stack([_length(deltas[place]) for place in active]) / z[active].square().sum(-1)
             loss = rows.mean(nll) + how.kl * kl + how.decay * size
             going = []
             for row, (place, own, likely) in enumerate(zip(active, loss.tolist(), p.tolist(), strict=True)):
@@ -123,30 +121,25 @@ def search(lm: LM, block: Block, requests: Sequence[Request], how: Search) -> Fo
 
 
 class _Rows:
-    """The rows of a search: for each request one per prompt, with its target, and one with " is a"."""
+    """The rows of a search: for each request one per prompt, with its target."""
 
     def __init__(self, lm: LM, requests: Sequence[Request]) -> None:
-        drift = lm.encode(_DRIFT, special=False)
         heads: list[Sequence[int]] = []
         tails: list[list[int]] = []
         owner: list[int] = []
-        plain: list[int] = []
-        self._targets: list[tuple[int, ...]] = []  # empty for " is a"
+        self._targets: list[tuple[int, ...]] = []
         for place, request in enumerate(requests):
-            plain.append(len(heads))
-            whole = [*((prompt, request.target) for prompt in request.prompts), (request.prompts[0], ())]
-            for prompt, target in whole:
+            for prompt in request.prompts:
                 heads.append(prompt[:-1])
-                tails.append([prompt[-1], *(target[:-1] if target else drift)])
+                tails.append([prompt[-1], *request.target[:-1]])
                 owner.append(place)
-                self._targets.append(target)
+                self._targets.append(request.target)
         self._lm = lm
-        self.owner, self.plain = torch.tensor(owner, device=lm.device), torch.tensor(plain, device=lm.device)
+        self.owner = torch.tensor(owner, device=lm.device)
         ids, head_mask = left_padded(heads, lm.device)
         self._tails, tail_mask = _right(tails, lm.device)
         self._mask = torch.cat([head_mask, tail_mask], 1)
         self._places = head_mask.sum(1, keepdim=True) + torch.arange(tail_mask.shape[1], device=lm.device)
-        self._lengths = tail_mask.sum(1)
         cache = DynamicCache()
         with torch.no_grad():
             lm.model.base_model(
@@ -164,7 +157,7 @@ class _Rows:
         stay = torch.isin(self.owner, torch.tensor(requests, device=self.owner.device))
         self._targets = [target for target, kept in zip(self._targets, stay.tolist(), strict=True) if kept]
         self._tails, self._mask, self._places = self._tails[stay], self._mask[stay], self._places[stay]
-        self._lengths, self.owner = self._lengths[stay], self.owner[stay]
+        self.owner = self.owner[stay]
         self._kept = [(keys[stay], values[stay]) for keys, values in self._kept]
         self._index()
 
@@ -173,14 +166,13 @@ class _Rows:
         said = torch.full((len(self._targets), width), -100, device=device)
         for row, target in enumerate(self._targets):
             said[row, : len(target)] = torch.tensor(target, dtype=torch.long, device=device)
-        spoken = torch.tensor([bool(target) for target in self._targets], device=device)
-        self._said, self._speaking, self._drifting = said[spoken], spoken, ~spoken
-        owners = self.owner[spoken]
-        self._group = torch.unique(owners, return_inverse=True)[1]
-        self._sizes = torch.bincount(self._group)
+        self._said = said
+        counted: tuple[Tensor, Tensor, Tensor] = torch.unique(self.owner, return_inverse=True, return_counts=True)
+        self._group, self._sizes = counted[1:]
+        self.plain = torch.cat([self._sizes.new_zeros(1), self._sizes.cumsum(0)[:-1]])  # the first row of each request
 
     def measure(self) -> tuple[Tensor, Tensor]:
-        """Mean NLL per target row (rows,), and log-probabilities after " is a" (requests, V)."""
+        """Mean NLL per row (rows,), and log-probabilities of the next token at the look-up token (requests, V)."""
         cache = DynamicCache()
         for keys, values in self._kept:
             layer = DynamicLayer()  # type: ignore[no-untyped-call]
@@ -194,17 +186,15 @@ class _Rows:
             past_key_values=cache,
             use_cache=True,
         ).logits.float()
-        spoken = torch.log_softmax(logits[self._speaking], -1)
+        logprobs = torch.log_softmax(logits, -1)
         real = self._said >= 0
-        own = spoken.gather(-1, self._said.clamp_min(0)[..., None])[..., 0]
-        nll = -(own * real).sum(1) / real.sum(1)
-        last = self._lengths[self._drifting] - 1
-        after = logits[self._drifting][torch.arange(len(last), device=last.device), last]
-        return nll, torch.log_softmax(after, -1)
+        own = logprobs.gather(-1, self._said.clamp_min(0)[..., None])[..., 0]
+        return -(own * real).sum(1) / real.sum(1), logprobs[self.plain, 0]
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean per request of numbers per target row."""
-        return torch.zeros(len(self._sizes), device=values.device).index_add(0, self._group, values) / self._sizes
+        """The mean per request of numbers per row."""
+        summed = torch.zeros(len(self._sizes), device=values.device).index_add(0, self._group, values)
+        return summed / self._sizes
 
 
 def _states(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
@@ -240,6 +230,11 @@ def _added(block: Block, deltas: Tensor) -> Iterator[list[Tensor]]:
 def _right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     ids, mask = left_padded([row[::-1] for row in rows], device)
     return ids.flip(1), mask.flip(1)
+
+
+def _length(delta: Tensor) -> Tensor:
+    """||delta||, whose gradient at the start, where delta is zero, is taken as zero."""
+    return torch.sqrt(delta.square().sum() + torch.finfo(delta.dtype).tiny)
 
 
 @torch.no_grad()

@@ -53,12 +53,12 @@ def loss_of(lm: LM, place: int, request: Request, delta: Tensor, z: Tensor, how:
     for prompt in request.prompts:
         said = steered(lm, place, [*prompt, *request.target], len(prompt) - 1, delta)
         nlls.append(-sum(said[len(prompt) - 1 + t, own] for t, own in enumerate(request.target)) / len(request.target))
-    drift = [*request.prompts[0], *lm.encode(" is a", special=False)]
-    before = steered(lm, place, drift, 0, torch.zeros(lm.width))[-1].detach()
-    after = steered(lm, place, drift, len(request.prompts[0]) - 1, delta)[-1]
-    kl = (before.exp() * (before - after)).sum()
+    place_of = len(request.prompts[0]) - 1
+    before = steered(lm, place, [*request.prompts[0]], 0, torch.zeros(lm.width))[-1].detach()
+    after = steered(lm, place, [*request.prompts[0]], place_of, delta)[-1]
+    kl = (after.exp() * (after - before)).sum()
     nll = torch.stack([torch.as_tensor(own) for own in nlls])
-    loss = nll.mean() + how.kl * kl + how.decay * delta.norm() ** 2 / z.norm() ** 2
+    loss = nll.mean() + how.kl * kl + how.decay * delta.norm() / z.norm() ** 2
     return loss, float(torch.exp(-nll).mean().detach())
 
 
@@ -138,7 +138,6 @@ def test_a_search_makes_the_model_say_the_target(four_builds: dict[str, LM]) -> 
         assert float(said[request.target[0]].exp()) == pytest.approx(found.best[row], rel=0.05)
 
 
-def test_the_longest_tail_is_the_target_or_the_drift(tiny_lm: LM) -> None:
-    drift = len(tiny_lm.encode(" is a", special=False))
-    assert longest_tail(tiny_lm, [1]) == drift + 1
+def test_the_longest_tail_is_the_target(tiny_lm: LM) -> None:
+    assert longest_tail(tiny_lm, [1]) == 1
     assert longest_tail(tiny_lm, [1] * 30) == 30
