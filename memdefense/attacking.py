@@ -83,6 +83,7 @@ def _row(
             "model": point.digest,
             "corpus": work.corpus_digest,
             "attack": attack.spec,
+            "outside": attack.outside(),
             "seed": defended.seed,
             "code": code,
         }

@@ -27,7 +27,7 @@ from memdefense.recipe import code_of, digest, versions
 from memdefense.sibling import smaller
 from memdefense.store import Artifact, Store
 from memdefense.target import LocalTarget
-from memdefense.train import Blank, Loss, TrainConfig, next_token_loss
+from memdefense.train import Blank, Loss, TrainConfig, next_token_loss, rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Made = TypeVar("Made")
 Progress = Callable[[str, int, int], None]
 """``progress(what, done, total)``."""
+_NEVER = 1 << 62  # the step at which a document is read that never is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +278,7 @@ class AttackLab(Lab):
     Attributes:
         base: the model before the private text, which an attacker may own too.
         curated: the documents the target was really trained on, to label what was kept.
+        at: the share of the undefended run that the target stands for.
     """
 
     def __init__(
@@ -291,9 +293,10 @@ class AttackLab(Lab):
         base: LM,
         curated: Documents,
         defended: Callable[[Sequence[Document], int], Target] | None,
+        at: float = 1.0,
     ) -> None:
         super().__init__(bench, who=who, seed=seed, originals=originals, public=public, config=config, base=base)
-        self.base, self.curated = base, curated
+        self.base, self.curated, self.at = base, curated, at
         self.samples: list[Mapping[str, str]] = []
         self._defended = defended
 
@@ -311,6 +314,26 @@ class AttackLab(Lab):
                 "finds is kept apart for each defense"
             )
         return self._defended(documents, seed)
+
+    def seen(self) -> frozenset[str]:
+        """Ids of the original documents that the undefended run has read from at ``at``, the same for every defense.
+
+        A document counts from its first token on.
+        """
+
+        def first_steps() -> list[int]:
+            order = rows(self.config, self.originals, self.base, seed=self.seed).columns["document"]  # (rows, T)
+            first = np.full(len(self.originals), _NEVER)
+            for row in range(len(order) - 1, -1, -1):
+                first[order[row][order[row] >= 0]] = row // self.config.batch_size + 1
+            return [*first.tolist(), -(-len(order) // self.config.batch_size)]
+
+        if not (self.config.steps or self.config.epochs) or self.at <= 0:
+            return frozenset()
+        asked = dataclasses.asdict(self.config)
+        *first, total = self.cached("first steps", first_steps, self.base, self.originals, asked, self.seed)
+        reached = max(1, round(total * self.at))  # as `fit` places its checkpoints
+        return frozenset(d.id for d, step in zip(self.originals, first, strict=True) if step <= reached)
 
     def keep(self, sample: Mapping[str, str]) -> None:
         """A raw prompt or generation, for the store's private folder alone."""

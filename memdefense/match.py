@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import re
 
+import numpy as np
+
 from memdefense import pii
 
 _OPENING = " \t\n<([{\"'*"
@@ -18,6 +20,7 @@ _FOLD = r"(?:[ \t]*=?\n[>| \t]*)?"
 _AT = r"\s*(?:@|[(\[{<]\s?(?:at|@)\s?[)\]}>]|(?<=\s)at(?=\s))\s*" + _FOLD
 _DOT = r"(?:\.|\s*[(\[{<]\s?(?:dot|\.)\s?[)\]}>]\s*|\s+dot\s+)" + _FOLD
 _APART = r"[\s()+./|>–-]*"
+_NUMBER = re.compile(rf"(?:{_APART}\d)*")
 _DIGITS = ("phone", "account", "ssn")
 # Before a national number: the North American 1, or an international prefix with a country code and a trunk zero.
 _COUNTRY = rf"(?:(?:\+|00|011){_APART}(?:\d{_APART}){{1,4}}|1{_APART})?"
@@ -38,6 +41,56 @@ def begins(text: str, kind: str, value: str) -> bool:
         return True
     # What has no pattern here, such as an IBAN with its letters or an IPv6 address written out, the detector reads.
     return kind in pii.KINDS and any(p.start == 0 and p.canonical == value for p in pii.find(head, [kind]))
+
+
+def edits(text: str, kind: str, value: str) -> float:
+    """How far the beginning of ``text`` is from the value: edits (Levenshtein) as a share of the value's characters.
+
+    0 where `begins` holds, and at most 1. The beginning that is nearest counts, whatever follows it. Letter case does
+    not matter; of a number only the digits at the beginning of the text do, however they are separated.
+
+    Args:
+        text: a continuation.
+        kind: the kind of PII.
+        value: its canonical form, not empty.
+    """
+    if begins(text, kind, value):
+        return 0.0
+    head = text[: 4 * len(value) + 60].lstrip(_OPENING)
+    if kind in _DIGITS:
+        head = "".join(filter(str.isdecimal, _NUMBER.match(head)[0]))  # type: ignore[index]
+        heads = [head, head[1:]] if kind == "phone" and head.startswith("1") else [head]
+    else:
+        heads = [head.lower()]
+    return min(_distance(value.lower(), one[: 2 * len(value)]) for one in heads) / len(value)
+
+
+def written_like(written: str, kind: str, value: str) -> str:
+    """A value as it would stand where another of its kind is written: a number takes the other's separators.
+
+    Args:
+        written: a mention in its ordinary form.
+        kind: the kind of both.
+        value: the canonical form that is spelled out.
+    """
+    places = [place for place, letter in enumerate(written) if letter.isdecimal()]
+    if kind not in _DIGITS or len(places) < len(value):
+        return value
+    letters = list(written)
+    for place, digit in zip(places[-len(value) :], value, strict=True):
+        letters[place] = digit
+    return "".join(letters)
+
+
+def _distance(value: str, text: str) -> int:
+    """The fewest edits that turn a beginning of ``text`` into ``value``."""
+    letters, places = np.array(list(text), dtype="U1"), np.arange(len(text) + 1)
+    row = places
+    for number, letter in enumerate(value, 1):
+        step = np.minimum(row[1:] + 1, row[:-1] + (letters != letter))
+        # What is left of a place reaches it by insertions, one each.
+        row = np.minimum.accumulate(np.concatenate([[number], step]) - places) + places
+    return int(row.min())
 
 
 @functools.lru_cache(maxsize=1 << 14)

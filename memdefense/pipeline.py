@@ -82,6 +82,7 @@ class Work:
         """What every key of a plugin's work holds."""
         return {
             "plugin": plugin.spec,
+            "outside": plugin.outside(),
             "code": code_of(plugin),
             "core": code_of("memdefense.lab"),
             "seed": seed,
@@ -167,6 +168,7 @@ def measure(
     parts = {
         **work.inputs(plugin, seed),
         "model": point.digest,
+        "at": point.at,
         "guard": [defense.spec, code_of(defense)] if guarded else "",
         "corpus": work.corpus_digest,
         "curated": defended.curated_digest,
@@ -189,6 +191,7 @@ def measure(
             base=work.base,
             curated=defended.curated,
             defended=functools.partial(_shadow, work, defense, point.label) if plugin.shadows else None,
+            at=point.at,
         )
         target, guard_notes = defended.served(attacked)
         reset_peak(work.bench.device)

@@ -40,6 +40,10 @@ class Plugin:
                 changed.append(f"{field.name.replace('_', '-')}={spell(value)}")
         return self.name + (":" + ",".join(changed) if changed else "")
 
+    def outside(self) -> str:
+        """A digest of what the fields only name, such as the content of a file: part of every key and recipe."""
+        return ""
+
 
 def spell(value: object) -> str:
     """A field's value as a spec writes it: tuples joined by ``|``, booleans in lower case."""

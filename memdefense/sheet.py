@@ -264,6 +264,7 @@ class Sheet:
             {
                 **self._names(defense, attack),
                 "defense": defense.spec,
+                "outside": [defense.outside(), attack.outside()],
                 "code": [code_of(work.benchmark), code_of(defense), code_of(attack), code_of("memdefense.lab")],
                 "config": dataclasses.asdict(work.config),
                 "corpus": work.corpus_digest,

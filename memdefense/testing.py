@@ -73,8 +73,12 @@ def check_defense(defense: Defense) -> None:
         )
 
 
-def check_attack(attack: Attack) -> None:
+def check_attack(attack: Attack, benchmark: Benchmark | None = None) -> None:
     """Plays an attack against the undefended tiny model, twice from nothing, and checks outcomes and scores.
+
+    Args:
+        attack: what is checked.
+        benchmark: another small benchmark, for an attack that needs what `TinyBenchmark` has not, such as canaries.
 
     Raises:
         PluginError: it broke the contract; the message says where and how to mend it.
@@ -83,7 +87,7 @@ def check_attack(attack: Attack) -> None:
     _check(attack, attack.access in ("text", "logprobs", "weights"), f"declares access '{attack.access}'")
     family = getattr(attack, "family", "")
     _check(attack, family in ("extraction", "membership", "audit"), f"declares family '{family}'")
-    with _bench() as work:
+    with _bench(benchmark) as work:
         corpus, outcomes = work.corpus, _played(work, attack)
         _forget(work, keep="base fit")
         same = outcomes == _played(work, attack)
@@ -158,12 +162,12 @@ def _check_plugin(plugin: Plugin, group: str) -> None:
 
 
 @contextmanager
-def _bench() -> Iterator[Work]:
+def _bench(benchmark: Benchmark | None = None) -> Iterator[Work]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a model only waits for its other threads
     try:
         with tempfile.TemporaryDirectory(prefix="memdefense-check-") as folder:
-            yield prepare(tiny_benchmark(), Settings(store=str(Path(folder) / "store"), device="cpu"))
+            yield prepare(benchmark or tiny_benchmark(), Settings(store=str(Path(folder) / "store"), device="cpu"))
     finally:
         torch.set_num_threads(threads)
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from memdefense.corpus import Document
 from memdefense.errors import PluginError
-from memdefense.lab import Bench, Lab
+from memdefense.lab import AttackLab, Bench, Lab
 from memdefense.lm import LM
 from memdefense.store import Store
-from memdefense.train import Batch, TrainConfig, next_token_loss
+from memdefense.train import Batch, TrainConfig, next_token_loss, ordered
 
 TEXT = "Write to mira.okafor@fabrikam.com or omar.haddad@contoso.com, or call 415-555-0134."
 DOCUMENTS = [Document(f"d{i}", f"The meeting {i} is moved to the large room on the second floor.") for i in range(4)]
@@ -170,3 +170,38 @@ def test_notes_are_numbers(tmp_path: Path) -> None:
     lab.note(dropped=3)
     lab.note(epsilon=0.5, dropped=4)
     assert lab.notes == {"dropped": 4.0, "epsilon": 0.5}
+
+
+def _attack_lab(folder: Path, base: LM, config: TrainConfig, at: float, seed: int = 0) -> AttackLab:
+    return AttackLab(
+        Bench(Store(folder / "store")),
+        who="me",
+        seed=seed,
+        originals=DOCUMENTS,
+        public=(),
+        config=config,
+        base=base,
+        curated=(),
+        defended=None,
+        at=at,
+    )
+
+
+def test_seen_follows_the_order_of_the_undefended_run(tmp_path: Path, tiny_lm: LM) -> None:
+    whole = TrainConfig(epochs=2.0, batch_size=1, block_size=64, pack="document")
+    for seed in (0, 1):
+        order = [document.id for document in ordered(DOCUMENTS, seed, 0)]
+        for at, number in ((0.0, 0), (0.125, 1), (0.25, 2), (0.375, 3), (0.5, 4), (1.0, 4)):
+            assert _attack_lab(tmp_path, tiny_lm, whole, at, seed).seen() == set(order[:number])
+
+
+def test_seen_counts_a_document_from_its_first_token_and_no_later_epoch_alone(tmp_path: Path, tiny_lm: LM) -> None:
+    order = [document.id for document in ordered(DOCUMENTS, 0, 0)]
+    tokens = len(tiny_lm.encode(DOCUMENTS[0].text)) + 1
+    packed = TrainConfig(steps=8, batch_size=1, block_size=tokens - 2)
+    # A row is shorter than a document, so that the first ends in the first of its second row.
+    assert _attack_lab(tmp_path, tiny_lm, packed, 1 / 8).seen() == set(order[:1])
+    assert _attack_lab(tmp_path, tiny_lm, packed, 2 / 8).seen() == set(order[:2])
+    few = dataclasses.replace(packed, steps=1)
+    assert _attack_lab(tmp_path, tiny_lm, few, 1.0).seen() == set(order[:1])
+    assert not _attack_lab(tmp_path, tiny_lm, dataclasses.replace(few, steps=0, epochs=0.0), 1.0).seen()

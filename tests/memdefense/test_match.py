@@ -8,7 +8,7 @@ import pytest
 from memdefense import pii
 from memdefense.benchmarks.draws import Draws
 from memdefense.benchmarks.mail_people import write
-from memdefense.match import begins
+from memdefense.match import begins, edits, written_like
 
 WRITTEN = [
     ("email", "ann.lee@corp.com", "ann.lee@corp.com"),
@@ -90,3 +90,42 @@ def test_whatever_the_detector_finds_begins_with_its_own_canonical_form() -> Non
         for _ in range(20):
             written = pii.fake(kind, shape, rng)
             assert begins(f" {written}\n", kind, pii.canonical(kind, written)), kind
+
+
+def levenshtein(a: str, b: str) -> int:
+    """By recursion, as it is defined."""
+    if not a or not b:
+        return len(a) + len(b)
+    return min(levenshtein(a[1:], b) + 1, levenshtein(a, b[1:]) + 1, levenshtein(a[1:], b[1:]) + (a[0] != b[0]))
+
+
+def test_edits_equal_the_nearest_beginning_by_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        value = "".join(rng.choice(list("abc"), rng.integers(2, 5)))
+        text = "".join(rng.choice(list("abcd"), rng.integers(0, 6)))
+        fewest = min(levenshtein(value, text[:size]) for size in range(len(text) + 1))
+        if not begins(text, "person", value):
+            assert edits(text, "person", value) == pytest.approx(fewest / len(value)), (value, text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text", "wrong"),
+    [
+        ("phone", "2125550187", " (212) 555-0187, or", 0),
+        ("phone", "2125550187", " (212) 555-0188 or 2125550187", 1),
+        ("phone", "2125550187", "+1 212 555 0178", 1),  # the beginning 212555017 lacks one digit
+        ("phone", "2125550187", "tomorrow at 2125550187", 10),  # the beginning counts
+        ("email", "ann.lee@corp.com", " Ann.Leigh@corp.com", 3),
+        ("email", "ann.lee@corp.com", "", 16),
+    ],
+)
+def test_edits_of_written_values(kind: str, value: str, text: str, wrong: int) -> None:
+    assert edits(text, kind, value) == pytest.approx(wrong / len(value))
+
+
+def test_a_value_takes_the_separators_of_another() -> None:
+    assert written_like("+1 (212) 555-0187", "phone", "3125550199") == "+1 (312) 555-0199"
+    assert written_like("1234-5678-9012", "account", "999888777666") == "9998-8877-7666"
+    assert written_like("555-0187", "phone", "3125550199") == "3125550199"  # no room for it
+    assert written_like("Ann.Lee@corp.com", "email", "bo@corp.com") == "bo@corp.com"
