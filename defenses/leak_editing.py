@@ -34,6 +34,9 @@ _DUMMIES = {
 }
 
 
+_RIDGE, _INNER = 15_000.0, 8_192  # as published, and the neurons of GPT-Neo 1.3B, for which it was
+
+
 @dataclasses.dataclass(frozen=True)
 class LeakEditing(Defense):
     """Edits after which the contexts that leak a detected value give a fixed dummy of its kind.
@@ -44,7 +47,7 @@ class LeakEditing(Defense):
         mentions: of each value that are tried at most, drawn at random; 0 is all.
         batch: requests edited together.
         points: operating points, spread evenly over the batches.
-        ridge: how much the keys of public text weigh; C is a mean over tokens.
+        ridge: how much the keys of public text weigh; C is a mean over tokens. 0 scales the published 15,000 by width.
         passages: public documents behind C at most.
         cap: the Frobenius norm of one batch's change, as a share of the matrix's own; 0 is no cap.
 
@@ -57,7 +60,7 @@ class LeakEditing(Defense):
     mentions: int = 0
     batch: int = 8
     points: int = 5
-    ridge: float = 15_000.0
+    ridge: float = 0.0
     passages: int = 100_000
     cap: float = 0.0
 
@@ -71,8 +74,8 @@ class LeakEditing(Defense):
                 raise SpecError(f"{self.name}: {field} is {getattr(self, field)}; it must be at least {low}")
         if self.context == 1:
             raise SpecError(f"{self.name}: context is 1; a prefix has at least 2 tokens, and 0 is as many as fit")
-        if not 0 < self.ridge < float("inf"):
-            raise SpecError(f"{self.name}: ridge is {self.ridge}; it must be above 0")
+        if not 0 <= self.ridge < float("inf"):
+            raise SpecError(f"{self.name}: ridge is {self.ridge}; it cannot be negative, and 0 is the published one")
 
     @abstractmethod
     def layers(self, blocks: int) -> Sequence[int]:
@@ -83,6 +86,13 @@ class LeakEditing(Defense):
         self, model: LM, blocks: Sequence[Block], requests: Sequence[Request], moments: Sequence[Tensor]
     ) -> int:
         """Edits the model in place for some requests; ``moments`` are those of `layers`. How many were edited."""
+
+    def weight(self, inner: int) -> float:
+        """The ridge that counts for a feed-forward part of so many neurons.
+
+        The mean of k^T C^-1 k over public text is ``inner``, so what a ridge does depends on their ratio alone.
+        """
+        return self.ridge or _RIDGE * inner / _INNER
 
     def openings(self, model: LM) -> Sequence[str]:
         """Texts that each context is also put behind."""

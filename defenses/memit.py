@@ -49,7 +49,7 @@ class MEMIT(LeakEditing):
         mentions: of each value that are tried at most, drawn at random; 0 is all.
         batch: requests edited together.
         points: operating points, spread evenly over the batches; fewer where there are fewer batches.
-        ridge: how much the keys of public text weigh (lambda); C is a mean over tokens.
+        ridge: how much the keys of public text weigh (lambda); 0 is the published 15,000, scaled by width.
         passages: public documents behind C at most.
         cap: the Frobenius norm of one batch's change, as a share of the matrix's own; 0 is no cap.
         steps: of the search for z*, at most.
@@ -90,7 +90,7 @@ class MEMIT(LeakEditing):
             now = look(model, edited, prompts)
             residual = (found.wanted - _per_request(now.out[-1], requests)[0]) / (len(edited) - place)
             plain, behind = _per_request(now.keys[place], requests)
-            insert(block.down, closed_form((plain + behind) / 2, residual, moment, self.ridge), self.cap)
+            insert(block.down, closed_form((plain + behind) / 2, residual, moment, self.weight(len(moment))), self.cap)
         return len(requests)
 
 

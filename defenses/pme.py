@@ -35,21 +35,21 @@ class PME(LeakEditing):
     DeMem 88), phone numbers 34 -> 1, URLs 75 -> 16; second-hand: BLEU to the unedited model 0.95-0.98.
 
     Does not protect values that none of the tried prefixes draws out, nor against other prefixes than those, nor what
-    the detector misses; and the dummy shows which contexts were edited. ``ridge`` is not free of scale: the mean of
-    k^T C^-1 k over public text is the inner width, so that a typical key gets s / (1 + s) of what is asked for, with
-    s = inner / ridge. That is half in GPT-J (16,384 wide) and a twentieth at a width of 768: a small model needs a
-    smaller ridge to be changed as much.
+    the detector misses; and the dummy shows which contexts were edited.
 
-    Deviates [ours]: prefixes as long as the model takes instead of 200 tokens, and all mentions of a value; a mention
-    whose value stands in its own prefix is no leak. The paper's weights multiply the target (``target=paper``: R = w z*
-    - the present output of the block's feed-forward part), the code's what remains (``target=code``: R = w (LN(z*) -
-    the present output of the last edited block)), so that only 1 - prod(1 - w), about 65 %, of the move is made.
-    ``spread=exact`` divides each weight by the sum of its own and those still to come and lets it multiply what
-    remains, with both targets, so that z* (or LN(z*)) is reached but for the ridge. Weights whose sum is nothing are
-    replaced by equal ones. In the search for z*, KL(after || before) at the look-up token and the unsquared norm of
-    delta over ||z||^2 are those of the authors' code. C is over the documents where there is no public text. The
-    dummies of other kinds than e-mail and phone are ours.
-    With LoRA the adapter is merged before the edit.
+    Deviates [ours]: ``ridge`` is not free of scale: the mean of k^T C^-1 k over public text is the inner width, so a
+    typical key gets s / (1 + s) of what is asked for, with s = inner / ridge. The default keeps s as it was for GPT-Neo
+    1.3B (8,192 wide), about a third of the way; ``ridge=15000`` is the number as published, a twentieth of the way at a
+    width of 768. Prefixes are as long as the model takes instead of 200 tokens, and all mentions of a value are tried;
+    a mention whose value stands in its own prefix is no leak. The paper's weights multiply the target
+    (``target=paper``: R = w z* - the present output of the block's feed-forward part), the code's what remains
+    (``target=code``: R = w (LN(z*) - the present output of the last edited block)), so that only 1 - prod(1 - w), about
+    65 %, of the move is made. ``spread=exact`` divides each weight by the sum of its own and those still to come and
+    lets it multiply what remains, with both targets, so that z* (or LN(z*)) is reached but for the ridge. Weights whose
+    sum is nothing are replaced by equal ones. In the search for z*, KL(after || before) at the look-up token and the
+    unsquared norm of delta over ||z||^2 are those of the authors' code. C is over the documents where there is no
+    public text. The dummies of other kinds than e-mail and phone are ours. With LoRA the adapter is merged before the
+    edit.
 
     Attributes:
         kinds: the kinds of PII that are edited; empty for all of `memdefense.pii.KINDS`.
@@ -57,7 +57,7 @@ class PME(LeakEditing):
         mentions: of each value that are tried at most, drawn at random; 0 is all.
         batch: requests edited together.
         points: operating points, spread evenly over the batches; fewer where there are fewer batches.
-        ridge: how much the keys of public text weigh (lambda); C is a mean over tokens.
+        ridge: how much the keys of public text weigh (lambda); 0 is the published 15,000, scaled by width.
         passages: public documents behind C at most.
         cap: the Frobenius norm of one batch's change, as a share of the matrix's own; 0 is no cap.
         contrib: what the layer weights are made of: outputs of the feed-forward parts (paper) or of the blocks (code).
@@ -108,7 +108,9 @@ class PME(LeakEditing):
         for place, moment in enumerate(moments):
             now = look(model, blocks[: last + 1], contexts) if place else before
             residual = self._residual(blocks[place], place, weights[place], wanted, now)
-            insert(blocks[place].down, closed_form(now.keys[place], residual, moment, self.ridge), self.cap)
+            insert(
+                blocks[place].down, closed_form(now.keys[place], residual, moment, self.weight(len(moment))), self.cap
+            )
         return len(kept)
 
     def _residual(self, block: Block, place: int, weight: Tensor, wanted: Tensor, now: Looked) -> Tensor:

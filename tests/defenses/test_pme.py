@@ -112,7 +112,7 @@ def test_all_blocks_but_the_last() -> None:
         ({"target": "papers"}, "target cannot be 'papers'"),
         ({"spread": "even"}, "spread cannot be 'even'"),
         ({"steps": 0}, "steps is 0"),
-        ({"ridge": 0.0}, "ridge is 0.0"),
+        ({"ridge": -1.0}, "ridge is -1.0"),
         ({"batch": 0}, "batch is 0"),
         ({"points": 0}, "points is 0"),
         ({"context": 1}, "at least 2 tokens"),
@@ -123,3 +123,9 @@ def test_all_blocks_but_the_last() -> None:
 def test_fields_out_of_range_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
         PME(**cast("dict[str, Literal['ffn']]", fields))
+
+
+def test_the_ridge_that_counts_is_the_published_one_at_the_published_width() -> None:
+    assert PME().weight(8192) == 15_000
+    assert PME().weight(768) == pytest.approx(15_000 * 768 / 8192)
+    assert PME(ridge=15_000.0).weight(768) == 15_000
