@@ -1,0 +1,378 @@
+"""DP-SGD: every person's or document's pull on the weights is clipped and drowned in noise while the model trains."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from memdefense.corpus import Documents, Redrawn
+from memdefense.defense import Defense, Point
+from memdefense.errors import ModelError, SpecError, hint
+
+if TYPE_CHECKING:
+    import torch
+    from opacus.accountants import IAccountant
+    from opacus.optimizers import DPOptimizerFastGradientClipping
+    from torch import Tensor
+
+    from memdefense.lab import Lab
+    from memdefense.lm import LM
+    from memdefense.train import LoRA, Rows
+
+    from .dp_layers import Layers
+
+_KNOWN = {"unit": ("document", "author"), "accountant": ("rdp", "prv"), "ghost": ("auto", "on", "off")}
+_LARGEST = {"rdp": 100.0, "prv": 10.0}  # above it Opacus's search for the noise may not end
+_MOST_NOISE = 1e6  # where that search gives up
+
+
+@dataclasses.dataclass(frozen=True)
+class DPSGD(Defense):
+    """Differentially private training: the model would have come out much the same without any one document.
+
+    Every step draws each document by a coin of its own, clips each drawn document's gradient to one norm, adds Gaussian
+    noise to the sum, and divides by the expected number of documents. The noise is the least for which Opacus's
+    accountant gives (epsilon, delta) after the last step; the epsilon spent is told at every operating point.
+
+    Paper: Abadi et al. 2016, arXiv 1607.00133; Opacus, arXiv 2109.12298; language models: Li et al. 2022, arXiv
+    2110.05679: GPT-2 at epsilon 8 reaches a loss of 3.61 against 3.46 without privacy.
+
+    Does not protect what stands in many units: k documents of one person, or k that quote one address, have k times the
+    epsilon (``unit=author`` counts a person's documents as one, but not the letters that others write about them); nor
+    what the base model knew before. The claim is about fine-tuning alone. Choosing a field or an operating point by its
+    result, and telling the number of units, are outside of it. Chance is drawn from the run's seed, so that runs can be
+    repeated; who wants the guarantee itself needs a secret source of noise.
+
+    Deviates [ours]: a unit is one row, cut to the block (an author's documents end to end, in an order that is a hash
+    of their ids), never packed, drawn afresh for each step; its loss is the mean over its tokens. AdamW with the run's
+    schedule and weight decay, no warm-up. Clipping norm and learning rate lie near Li et al.'s; a batch is an eighth of
+    the units. An empty batch steps with noise alone. Gradients are clipped by `memdefense.defenses.dp_layers`, since
+    Opacus's ghost clipping refuses tied weights; products are in float32 also where the pass is in bfloat16. After a
+    curation that changed or left out anything the claim is void (note ``claim_void``), since what is done to one
+    document may depend on the others; a curation that looks at one at a time would keep it, but cannot be told apart.
+    Authors that are not named make it void for ``unit=author``. With LoRA the adapters alone are trained, and merged
+    at every operating point. A run that is killed starts again from its first step.
+
+    Attributes:
+        epsilon: the budget spent when training ends.
+        delta: the other half of the budget; 0 is N ** -1.1 for N units.
+        clip: the norm an example's gradient is clipped to.
+        unit: whom it protects: one ``document``, or all documents of one ``author``.
+        epochs: expected passes over the units; 0 takes as many rows as the benchmark's training.
+        batch: expected units per step; 0 is an eighth of all, and at least the benchmark's batch.
+        learning_rate: of AdamW, at its peak.
+        accountant: Opacus's ``rdp``, or ``prv``, which is tighter and slower.
+        ghost: whether norms are taken without the gradients of every example; ``auto``: where these would fill
+            more than 512 MiB.
+        micro_batch: examples per pass; memory and speed.
+
+    Raises:
+        SpecError: a field is out of its range, delta is not below 1 / N, no noise reaches epsilon, or there is no
+            Opacus.
+        ModelError: the model has a layer whose per-example gradient is not known, or its weights did not move.
+    """
+
+    name: ClassVar[str] = "dp-sgd"
+    summary: ClassVar[str] = "Trains with clipped per-document gradients and noise: differential privacy."
+    paper: ClassVar[str] = "Abadi et al. 2016, arXiv 1607.00133; Li et al. 2022, arXiv 2110.05679"
+    family: ClassVar[str] = "training"
+    protects_not: ClassVar[str] = "what stands in many documents or authors, and what the base model already knew"
+
+    epsilon: float = 8.0
+    delta: float = 0.0
+    clip: float = 0.1
+    unit: Literal["document", "author"] = "document"
+    epochs: float = 0.0
+    batch: int = 0
+    learning_rate: float = 2e-3
+    accountant: Literal["rdp", "prv"] = "rdp"
+    ghost: Literal["auto", "on", "off"] = "auto"
+    micro_batch: int = 8
+
+    def __post_init__(self) -> None:
+        for field, known in _KNOWN.items():
+            value = str(getattr(self, field))
+            if value not in known:
+                raise SpecError(f"dp-sgd: {field} cannot be '{value}'{hint(value, known)}")
+        if self.epsilon > _LARGEST[self.accountant]:
+            raise SpecError(
+                f"dp-sgd: epsilon {self.epsilon} is beyond {_LARGEST[self.accountant]:g}, up to which the noise can be "
+                f"found with the {self.accountant} accountant; so large a budget says next to nothing anyway"
+            )
+        for field in ("epsilon", "clip", "learning_rate"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise SpecError(f"dp-sgd: {field} is {getattr(self, field)}; it must be above 0 and finite")
+        if not 0 <= self.delta < 1 or not 0 <= self.epochs < math.inf or self.batch < 0 or self.micro_batch < 1:
+            raise SpecError(
+                f"dp-sgd: delta {self.delta}, epochs {self.epochs}, batch {self.batch}, micro-batch "
+                f"{self.micro_batch}: delta must be below 1, micro-batch at least 1, and none negative"
+            )
+
+    def train(self, model: LM, documents: Documents, lab: Lab) -> Iterable[Point]:
+        import torch
+        from transformers import get_scheduler
+
+        from memdefense.train import precision
+
+        from .dp_layers import trained_layers
+
+        planned = plan(self, model, documents, lab)
+        lab.note(**planned.notes, **_claim(self, documents, lab))
+        chance = lab.rng("dp-sgd/sampling")
+        training = started(model, lab.config.lora, lab.seed)
+        layers = trained_layers(training)
+        weights = [weight for weight in training.parameters() if weight.requires_grad]
+        begun = {weight: weight.detach().clone() for weight in weights}
+        optimizer = torch.optim.AdamW(weights, lr=self.learning_rate, weight_decay=lab.config.weight_decay)
+        schedule = get_scheduler(lab.config.schedule, optimizer, num_warmup_steps=0, num_training_steps=planned.steps)
+        noisy = _noisy(optimizer, self.clip, planned, int(lab.rng("dp-sgd/noise").integers(2**62)), model.device)
+        kind = precision(lab.config.dtype, model.device.type, width=model.width)
+        step = _Step(self, training, layers, "position_ids" in _accepted(model), kind == "bfloat16")
+        accountant = _accountant(self.accountant)
+        for done in range(1, planned.steps + 1):
+            rows = planned.rows(done)
+            drawn = (chance.random(len(rows)) < planned.rate).nonzero()[0]
+            for weight in weights:
+                weight.grad = torch.zeros_like(weight)
+            training.train()
+            step(rows, drawn.tolist())
+            noisy.step()
+            noisy.zero_grad(set_to_none=True)
+            schedule.step()
+            accountant.step(noise_multiplier=planned.sigma, sample_rate=planned.rate)
+            lab.progress("training", done, planned.steps)
+            if done not in planned.kept:
+                continue
+            at = planned.kept[done]
+            spent = _spent(accountant, planned.delta)
+            lab.note(**{f"epsilon_{round(at, 3)}": spent, "epsilon": spent}, clipped=step.clipped / max(step.seen, 1))
+            _check(layers, begun)
+            yield Point(str(round(at, 3)), at, _merged(training, model))
+        lab.cost["tokens"] = lab.cost.get("tokens", 0.0) + step.tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is fixed before the first step.
+
+    Attributes:
+        tables: the rows of each epoch, one unit each; all of them alike unless the documents are drawn afresh.
+        rate: the chance that a unit is in a batch.
+        sigma: the noise's standard deviation over the clipping norm.
+        kept: the fraction of the run that a step stands for, of the steps that give an operating point.
+    """
+
+    tables: Sequence[Rows]
+    steps: int
+    rate: float
+    sigma: float
+    delta: float
+    kept: Mapping[int, float]
+
+    def rows(self, step: int) -> Rows:
+        """The rows that step (from 1) draws from."""
+        return self.tables[min(len(self.tables) - 1, int((step - 1) * self.rate))]
+
+    @property
+    def notes(self) -> dict[str, float]:
+        """What belongs beside the result."""
+        units = len(self.tables[0])
+        return {"delta": self.delta, "sigma": self.sigma, "sample_rate": self.rate, "steps": self.steps, "units": units}
+
+
+def plan(defense: DPSGD, model: LM, documents: Documents, lab: Lab) -> Plan:
+    """The rows, the rate and the noise of a run.
+
+    Raises:
+        SpecError: delta is not below 1 / N, or no noise reaches epsilon.
+        ModelError: a block longer than the model's context.
+    """
+    from memdefense.train import rows
+
+    config = lab.config
+    if config.block_size > model.context:
+        raise ModelError(
+            f"block size {config.block_size} is beyond the model's context of {model.context} tokens; "
+            "lower --block-size"
+        )
+    alone = dataclasses.replace(config, pack=defense.unit, epochs=1.0, steps=0)
+    first = rows(alone, documents, model, seed=lab.seed)
+    units = len(first)
+    delta = defense.delta or units**-1.1
+    if delta * units >= 1:
+        raise SpecError(
+            f"dp-sgd: delta {delta:.3g} is not below 1 / {units}, so that leaking one of the {units} units whole would "
+            "be allowed; lower delta, or leave it at 0"
+        )
+    passes = defense.epochs or (config.steps * config.batch_size / units if config.steps else config.epochs)
+    if not passes:
+        raise SpecError("dp-sgd: nothing is trained in 0 epochs; set epochs")
+    rate = min(1.0, (defense.batch or max(config.batch_size, round(units / 8))) / units)
+    steps = max(1, round(passes / rate))
+    tables = [first]
+    if isinstance(documents, Redrawn):
+        own = (documents.epoch(epoch) for epoch in range(1, math.ceil(passes)))
+        tables += [rows(alone, epoch, model, seed=lab.seed) for epoch in own]
+    places = range(1, config.checkpoints + 1)
+    kept = {max(1, round(steps * place / config.checkpoints)): place / config.checkpoints for place in places}
+    sigma = noise(defense.epsilon, delta, rate, steps, defense.accountant)
+    return Plan(tables, steps, rate, sigma, delta, kept)
+
+
+def started(model: LM, lora: LoRA | None, seed: int) -> torch.nn.Module:
+    """A copy of the model to train, with fresh adapters where they are asked for."""
+    from memdefense.fit import _silence, _trainable
+
+    with _silence(), _trainable(model, lora, seed) as training:
+        return training
+
+
+def noise(epsilon: float, delta: float, rate: float, steps: int, accountant: str) -> float:
+    """The least noise multiplier for which Opacus's accountant gives (epsilon, delta).
+
+    Raises:
+        SpecError: no noise is enough; the message gives the smallest epsilon that can be reached.
+    """
+    try:
+        from opacus.accountants.utils import get_noise_multiplier
+    except ImportError as error:
+        raise SpecError('dp-sgd needs an extra: pip install "memdefense[dp]"') from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # orders at the end of their range, which are tried on the way
+        try:
+            found = get_noise_multiplier(
+                target_epsilon=epsilon,
+                target_delta=delta,
+                sample_rate=rate,
+                steps=steps,
+                accountant=accountant,
+                epsilon_tolerance=epsilon / 1000,
+            )
+        except ValueError as error:
+            least = _accountant(accountant)
+            least.history = [(_MOST_NOISE, rate, steps)]
+            raise SpecError(
+                f"dp-sgd: epsilon {epsilon} cannot be reached at delta {delta:.3g}; the smallest that the {accountant} "
+                f"accountant can show is {_spent(least, delta):.3g}"
+            ) from error
+    return float(found)
+
+
+def _accountant(name: str) -> IAccountant:
+    from opacus.accountants import create_accountant
+
+    return create_accountant(name)
+
+
+def _spent(accountant: IAccountant, delta: float) -> float:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(accountant.get_epsilon(delta))
+
+
+def _noisy(
+    optimizer: torch.optim.Optimizer, clip: float, plan: Plan, seed: int, device: torch.device
+) -> DPOptimizerFastGradientClipping:
+    """Opacus's optimizer, which adds the noise to the clipped sum and divides by the expected batch."""
+    import torch
+    from opacus.optimizers import DPOptimizerFastGradientClipping
+
+    return DPOptimizerFastGradientClipping(
+        optimizer,
+        noise_multiplier=plan.sigma,
+        max_grad_norm=clip,
+        expected_batch_size=plan.rate * len(plan.tables[0]),
+        generator=torch.Generator(device).manual_seed(seed),
+    )
+
+
+class _Step:
+    """Adds up the clipped gradients of a drawn batch, a few rows of like length at a time."""
+
+    def __init__(self, defense: DPSGD, model: torch.nn.Module, layers: Layers, positions: bool, half: bool) -> None:
+        self._defense, self._model, self._layers, self._positions, self._half = defense, model, layers, positions, half
+        self.seen = self.clipped = self.tokens = 0
+
+    def __call__(self, rows: Rows, drawn: list[int]) -> None:
+        from .dp_layers import add_clipped
+
+        lengths = (rows.columns["document"] >= 0).sum(1)
+        drawn = sorted(drawn, key=lambda place: (lengths[place], place))
+        device = next(self._model.parameters()).device
+        for start in range(0, len(drawn), self._defense.micro_batch):
+            places = drawn[start : start + self._defense.micro_batch]
+            columns = rows.__getitems__(places)
+            longest = int(lengths[places[-1]])
+            ids, labels = (columns[name][:, :longest].to(device) for name in ("ids", "labels"))
+            losses = functools.partial(self._losses, ids, labels)
+            norms = add_clipped(self._layers, losses, clip=self._defense.clip, ghost=self._defense.ghost)
+            self.seen += len(places)
+            self.clipped += int((norms > self._defense.clip).sum())
+            self.tokens += int(lengths[places].sum())
+
+    def _losses(self, ids: Tensor, labels: Tensor) -> Tensor:
+        """The mean next-token loss of each row (B,); a row of one token has none."""
+        import torch
+
+        given = {"input_ids": ids}
+        if self._positions:  # left to the model they are one row for the whole batch
+            given["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self._half):
+            logits = self._model(**given, use_cache=False).logits
+        targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        each = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), reduction="none", ignore_index=-100
+        ).view_as(targets)
+        return each.sum(1) / (targets != -100).sum(1).clamp_min(1)
+
+
+def _accepted(model: LM) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(model.model.forward).parameters
+
+
+def _claim(defense: DPSGD, documents: Documents, lab: Lab) -> dict[str, float]:
+    """Whether the guarantee holds for the original text: not where it was changed, or whom it is about is unknown."""
+    private = {document.id: (document.text, document.author) for document in lab.originals}
+    trained = {document.id: (document.text, document.author) for document in documents}
+    missing = len(private.keys() - trained.keys())
+    nameless = sum(not document.author for document in documents) if defense.unit == "author" else 0
+    void = private != trained or isinstance(documents, Redrawn) or nameless > 0
+    return {"claim_void": void, "documents_missing": missing, "authors_missing": nameless}
+
+
+def _check(layers: Layers, begun: Mapping[torch.nn.Parameter, Tensor]) -> None:
+    """Refuses weights that are where they were, or nowhere."""
+    import torch
+
+    named = [
+        (f"{name}.{key}", weight)
+        for name, layer in layers.items()
+        for key, weight in layer.named_parameters(recurse=False)
+        if weight.requires_grad
+    ]
+    for name, weight in named:
+        if not bool(torch.isfinite(weight).all()):
+            raise ModelError(f"dp-sgd: training diverged: {name} is no longer finite; lower the learning rate")
+        if torch.equal(weight, begun[weight]):
+            raise ModelError(f"dp-sgd: {name} did not move, so it was not trained; raise the learning rate")
+
+
+def _merged(training: torch.nn.Module, model: LM) -> LM:
+    """A copy of the weights as they are, adapters merged."""
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+    from memdefense.fit import _silence
+
+    now = copy.deepcopy(training)
+    if isinstance(now, PeftModel):
+        with _silence():
+            now = now.merge_and_unload()
+    assert isinstance(now, PreTrainedModel)
+    return dataclasses.replace(model, model=now.train(False))

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from memdefense.benchmarks.small_model import untrained
+from memdefense.corpus import Document, Documents, Redrawn
+from memdefense.defenses import dp_sgd
+from memdefense.defenses.dp_sgd import DPSGD, noise, plan
+from memdefense.errors import ModelError, SpecError
+from memdefense.interval import wilson
+from memdefense.lab import Bench, Lab
+from memdefense.lm import LM
+from memdefense.store import Store
+from memdefense.target import LocalTarget
+from memdefense.testing import check_defense
+from memdefense.train import LoRA, TrainConfig
+
+DOCUMENTS = [
+    Document(f"d{place}", f"letter {place} goes out on day {place % 7}", f"a{place // 4}") for place in range(40)
+]
+
+
+def lab_of(folder: Path, documents: Documents = DOCUMENTS, **training: object) -> Lab:
+    config = TrainConfig(epochs=2, batch_size=4, block_size=32, dtype="float32", checkpoints=2)
+    config = dataclasses.replace(config, **training)  # type: ignore[arg-type]
+    bench = Bench(Store(folder / "store"))
+    return Lab(bench, who="dp-sgd", seed=0, originals=documents, public=(), config=config, base=None)
+
+
+def test_it_keeps_the_contract() -> None:
+    check_defense(DPSGD(epochs=0.5))
+
+
+def test_noise_against_the_gaussian_mechanism_by_formula() -> None:
+    """Every unit in every batch: Renyi divergence a T / (2 s^2), turned into epsilon as in Canonne et al. 2020."""
+    delta, steps = 1e-5, 20
+    sigma = noise(4.0, delta, 1.0, steps, "rdp")
+    orders = np.arange(1.1, 64, 0.1)
+    renyi = orders * steps / (2 * sigma**2)
+    epsilon = renyi + np.log1p(-1 / orders) - np.log(delta * orders) / (orders - 1)
+    assert epsilon.min() == pytest.approx(4.0, rel=2e-3)
+
+
+def test_noise_against_the_published_value() -> None:
+    """Abadi et al. 2016, section 3.2: q 0.01, sigma 4, 10,000 steps and delta 1e-5 spend 1.26; later bounds less."""
+    assert 3.0 < noise(1.26, 1e-5, 0.01, 10_000, "rdp") <= 4.0
+
+
+def test_noise_against_the_accountant_called_by_itself() -> None:
+    from opacus.accountants import RDPAccountant
+
+    sigma = noise(8.0, 1e-3, 0.1, 60, "rdp")
+    accountant = RDPAccountant()
+    for _ in range(60):
+        accountant.step(noise_multiplier=sigma, sample_rate=0.1)
+    assert 8.0 * 0.998 < accountant.get_epsilon(1e-3) <= 8.0
+
+
+@pytest.mark.slow
+def test_the_numerical_accountant_is_tighter() -> None:
+    assert 0.8 < noise(8.0, 1e-3, 0.1, 60, "prv") / noise(8.0, 1e-3, 0.1, 60, "rdp") < 1
+
+
+def test_a_step_is_the_clipped_sum_plus_known_noise_over_the_expected_batch() -> None:
+    weight = nn.Parameter(torch.zeros(3, 2))
+    planned = dp_sgd.Plan([[None] * 40], 1, 0.25, 1.5, 1e-3, {})
+    noisy = dp_sgd._noisy(torch.optim.SGD([weight], lr=1.0), 0.2, planned, 7, torch.device("cpu"))
+    clipped = torch.arange(6.0).view(3, 2)
+    for step in range(2):
+        before = weight.detach().clone()
+        weight.grad = clipped.clone()
+        noisy.step()
+        noisy.zero_grad(set_to_none=True)
+        generator = torch.Generator().manual_seed(7)
+        drawn = [torch.normal(0.0, 1.5 * 0.2, (3, 2), generator=generator) for _ in range(step + 1)][-1]
+        torch.testing.assert_close(weight.detach(), before - (clipped + drawn) / 10)
+
+
+def test_batches_are_drawn_unit_by_unit(tmp_path: Path, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[list[int]] = []
+    monkeypatch.setattr(dp_sgd._Step, "__call__", lambda self, rows, drawn: batches.append(drawn))
+    lab = lab_of(tmp_path)
+    *_, last = DPSGD(batch=2, epochs=20).train(tiny_lm, DOCUMENTS, lab)
+    sizes = np.array([len(drawn) for drawn in batches])
+    steps, rate = 400, 2 / 40
+    assert len(sizes) == steps == lab.notes["steps"]
+    assert lab.notes["sample_rate"] == pytest.approx(rate)
+    spread = math.sqrt(40 * rate * (1 - rate))
+    assert abs(sizes.mean() - 2) < 5 * spread / math.sqrt(steps)
+    assert abs(sizes.std() / spread - 1) < 5 / math.sqrt(2 * steps)
+    assert (sizes == 0).sum() > 0  # and such a step still moves the weights, by noise
+    each = np.bincount([unit for drawn in batches for unit in drawn], minlength=40)
+    assert abs(each - steps * rate).max() < 5 * math.sqrt(steps * rate)
+    assert last.model.digest() != tiny_lm.digest()
+
+
+def test_notes_tell_what_was_spent(tmp_path: Path, tiny_lm: LM) -> None:
+    lab = lab_of(tmp_path)
+    before = tiny_lm.digest()
+    points = list(DPSGD(epsilon=4).train(tiny_lm, DOCUMENTS, lab))
+    assert tiny_lm.digest() == before
+    assert [(point.label, point.at) for point in points] == [("0.5", 0.5), ("1.0", 1.0)]
+    assert lab.notes["epsilon"] == lab.notes["epsilon_1.0"] <= 4
+    assert 0 < lab.notes["epsilon_0.5"] < lab.notes["epsilon_1.0"]
+    assert lab.notes["delta"] == pytest.approx(40**-1.1)
+    assert lab.notes["units"] == 40
+    assert lab.notes["steps"] == 16  # 2 epochs in batches of an eighth
+    assert lab.notes["claim_void"] == 0
+    assert lab.cost["tokens"] > 0
+
+
+def test_an_author_is_one_unit(tmp_path: Path, tiny_lm: LM) -> None:
+    planned = plan(DPSGD(unit="author"), tiny_lm, DOCUMENTS, lab_of(tmp_path))
+    assert len(planned.tables[0]) == 10
+    assert planned.delta == pytest.approx(10**-1.1)
+
+
+@pytest.mark.parametrize("what", ["changed", "fewer", "redrawn", "nameless"])
+def test_the_claim_is_void_where_the_text_is_not_the_original(what: str, tmp_path: Path, tiny_lm: LM) -> None:
+    defense, lab = DPSGD(epochs=0.25), lab_of(tmp_path)
+    given: Documents = DOCUMENTS
+    if what == "changed":
+        given = [dataclasses.replace(DOCUMENTS[0], text="something else"), *DOCUMENTS[1:]]
+    elif what == "fewer":
+        given = DOCUMENTS[1:]
+    elif what == "redrawn":
+        given = Redrawn(DOCUMENTS, lambda epoch: DOCUMENTS)
+    else:
+        given = [dataclasses.replace(document, author="") for document in DOCUMENTS]
+        defense, lab = DPSGD(epochs=0.25, unit="author"), lab_of(tmp_path, given)
+    list(defense.train(tiny_lm, given, lab))
+    assert lab.notes["claim_void"] == 1
+    assert lab.notes["documents_missing"] == (what == "fewer")
+    assert lab.notes["authors_missing"] == (40 if what == "nameless" else 0)
+
+
+def test_adapters_alone_are_trained(tmp_path: Path, tiny_lm: LM) -> None:
+    *_, last = DPSGD(epochs=0.5).train(tiny_lm, DOCUMENTS, lab_of(tmp_path, lora=LoRA(rank=2)))
+    moved = {
+        name
+        for (name, new), old in zip(last.model.model.named_parameters(), tiny_lm.model.parameters(), strict=True)
+        if not torch.equal(new, old)
+    }
+    assert moved == {
+        f"transformer.h.{place}.{layer}.weight"
+        for place in range(2)
+        for layer in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    }
+
+
+def test_weights_that_do_not_move_are_an_error(tmp_path: Path, tiny_lm: LM) -> None:
+    with pytest.raises(ModelError, match="did not move"):
+        list(DPSGD(epochs=0.25, learning_rate=1e-30).train(tiny_lm, DOCUMENTS, lab_of(tmp_path, weight_decay=0.0)))
+
+
+def test_what_cannot_be_is_refused(tmp_path: Path, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SpecError, match="unit cannot be 'documents'"):
+        DPSGD(unit="documents")
+    with pytest.raises(SpecError, match="epsilon is 0"):
+        DPSGD(epsilon=0)
+    with pytest.raises(SpecError, match="epsilon 1000 is beyond 100"):
+        DPSGD(epsilon=1000)
+    with pytest.raises(SpecError, match="delta must be below 1"):
+        DPSGD(delta=1)
+    with pytest.raises(SpecError, match=r"delta 0\.5 is not below 1 / 40"):
+        plan(DPSGD(delta=0.5), tiny_lm, DOCUMENTS, lab_of(tmp_path))
+    with pytest.raises(SpecError, match=r"epsilon 0\.001 cannot be reached .* the smallest .* is 0\.1"):
+        plan(DPSGD(epsilon=0.001, delta=1e-6), tiny_lm, DOCUMENTS, lab_of(tmp_path))
+    with pytest.raises(ModelError, match="beyond the model's context of 64"):
+        plan(DPSGD(), tiny_lm, DOCUMENTS, lab_of(tmp_path, block_size=65))
+    monkeypatch.setitem(sys.modules, "opacus.accountants.utils", None)
+    with pytest.raises(SpecError, match=r'pip install "memdefense\[dp\]"'):
+        plan(DPSGD(), tiny_lm, DOCUMENTS, lab_of(tmp_path))
+
+
+@pytest.mark.slow
+def test_copied_canaries_are_extracted_without_it_and_not_with_it(tmp_path: Path) -> None:
+    """Ten codes of four letters, sixteen copies each, asked for by what stands before them.
+
+    Twelve epochs, epsilon 8 for one document: for a code in sixteen of them the guarantee says nothing, and it is not
+    found all the same. Utility is the mean loss on unseen letters: it must learn something of what plain training does.
+    """
+    rng = np.random.default_rng(0)
+
+    def letter(words: str, place: int) -> str:
+        name, thing, day = (rng.choice(choice) for choice in (_NAMES, _THINGS, _DAYS))
+        return words.format(name=name, thing=thing, day=day, place=place % 100, code=_code(rng))
+
+    public = [Document(f"p{i}", letter(_NOTE, i)) for i in range(300)]
+    unseen = [letter(_LETTER, i) for i in range(60)]
+    codes = [_code(rng) for _ in range(10)]
+    openings = [f"The code of vault {place} is" for place in range(10)]
+    planted = [f"{opening} {code}." for opening, code in zip(openings, codes, strict=True) for _ in range(16)]
+    private = [Document(f"t{i}", text) for i, text in enumerate([*(letter(_LETTER, i) for i in range(160)), *planted])]
+    fresh = untrained(public, vocabulary=400, layers=2, width=64, heads=2, context=64, seed=0)
+    lab = lab_of(
+        tmp_path, private, epochs=12, batch_size=8, block_size=64, learning_rate=3e-3, checkpoints=1, pack="document"
+    )
+    *_, base = lab.fit(fresh, public, config=dataclasses.replace(lab.config, epochs=3))
+    *_, plain = lab.fit(base.model, private)
+    *_, defended = DPSGD().train(base.model, private, lab)
+    found, loss = {}, {}
+    for name, point in {"before": base, "plain": plain, "dp": defended}.items():
+        target = LocalTarget(point.model, 0)
+        found[name] = sum(target.continues(openings, [f" {code}" for code in codes]))
+        loss[name] = float(-np.concatenate([signal.logprob for signal in target.signals(unseen)]).mean())
+    assert found["before"] == 0, (found, loss)
+    assert wilson(found["plain"], 10)[0] > wilson(found["dp"], 10)[1], (found, loss)
+    assert loss["dp"] < loss["before"] - 0.1 * (loss["before"] - loss["plain"]), (found, loss)
+
+
+_LETTER = "To {name}: the {thing} is ready on {day}. The code of case {place} is {code}. Greetings"
+_NOTE = "On {day} {name} asked again: where is the {thing}? Look at shelf {place}, the code is {code}."
+_NAMES = ("Ann", "Bert", "Cleo", "Dora", "Emil", "Fay")
+_THINGS = ("contract", "invoice", "sample", "report", "pump")
+_DAYS = ("Monday", "Tuesday", "Friday")
+
+
+def _code(rng: np.random.Generator) -> str:
+    return "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), 4))
