@@ -41,7 +41,7 @@ class DPSGD(Defense):
     accountant gives (epsilon, delta) after the last step; the epsilon spent is told at every operating point.
 
     Paper: Abadi et al. 2016, arXiv 1607.00133; Opacus, arXiv 2109.12298; language models: Li et al. 2022, arXiv
-    2110.05679: GPT-2 at epsilon 8 reaches a loss of 3.61 against 3.46 without privacy.
+    2110.05679. Published scale: GPT-2 at epsilon 8, loss 3.61 against 3.46 without privacy.
 
     Does not protect what stands in many units: k documents of one person, or k that quote one address, have k times the
     epsilon (``unit=author`` counts a person's documents as one, but not the letters that others write about them); nor

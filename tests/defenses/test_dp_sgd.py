@@ -50,7 +50,7 @@ def test_noise_against_the_gaussian_mechanism_by_formula() -> None:
 
 
 def test_noise_against_the_published_value() -> None:
-    """Abadi et al. 2016, section 3.2: q 0.01, sigma 4, 10,000 steps and delta 1e-5 spend 1.26; later bounds less."""
+    """Abadi et al. 2016: q 0.01, sigma 4, 10,000 steps and delta 1e-5 spend 1.26; later bounds less."""
     assert 3.0 < noise(1.26, 1e-5, 0.01, 10_000, "rdp") <= 4.0
 
 
