@@ -55,7 +55,7 @@ def prepared(lm: LM, lora: LoRA | None = None) -> nn.Module:
         generator = torch.Generator().manual_seed(3)
         for weight in model.parameters():
             if weight.requires_grad:
-                weight += 0.05 * torch.randn(weight.shape, generator=generator)
+                weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.05)
     model.train()
     return model
 
