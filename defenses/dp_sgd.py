@@ -227,9 +227,9 @@ def plan(defense: DPSGD, model: LM, documents: Documents, lab: Lab) -> Plan:
 
 def started(model: LM, lora: LoRA | None, seed: int) -> torch.nn.Module:
     """A copy of the model to train, with fresh adapters where they are asked for."""
-    from memdefense.fit import _silence, _trainable
+    from memdefense.fit import silence, trainable
 
-    with _silence(), _trainable(model, lora, seed) as training:
+    with silence(), trainable(model, lora, seed) as training:
         return training
 
 
@@ -368,11 +368,11 @@ def _merged(training: torch.nn.Module, model: LM) -> LM:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from memdefense.fit import _silence
+    from memdefense.fit import silence
 
     now = copy.deepcopy(training)
     if isinstance(now, PeftModel):
-        with _silence():
+        with silence():
             now = now.merge_and_unload()
     assert isinstance(now, PreTrainedModel)
     return dataclasses.replace(model, model=now.train(False))

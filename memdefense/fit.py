@@ -197,7 +197,7 @@ def fit(
         if last and mark["step"] < total:
             loss.load_state_dict(torch.load(last / _LOSS, map_location=device, weights_only=True))
     if mark["step"] < total:
-        with _silence(), _trainable(lm, config.lora, seed) as model:
+        with silence(), trainable(lm, config.lora, seed) as model:
             running = trainer(
                 model=model,
                 args=_arguments(folder, config, total, seed, device, lm.width),
@@ -216,7 +216,7 @@ def fit(
 def load_checkpoint(checkpoint: Checkpoint, base: LM, device: str = "cpu") -> LM:
     """The model of a checkpoint, its adapter merged."""
     if (checkpoint.folder / "adapter_config.json").exists():
-        with _silence():
+        with silence():
             adapted = PeftModel.from_pretrained(base.copy().model, str(checkpoint.folder))
             merged = adapted.merge_and_unload()
         return LM(merged.to(device).eval(), base.tokenizer, base.origin)
@@ -274,7 +274,8 @@ def _resume(folder: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def _trainable(lm: LM, lora: LoRA | None, seed: int) -> Iterator[torch.nn.Module]:
+def trainable(lm: LM, lora: LoRA | None, seed: int) -> Iterator[torch.nn.Module]:
+    """A copy of the model to be trained, with adapters where they are asked for."""
     torch.manual_seed(seed)  # adapters are drawn at random
     model: torch.nn.Module = lm.copy().model
     if lora is not None:
@@ -295,7 +296,7 @@ def _trainable(lm: LM, lora: LoRA | None, seed: int) -> Iterator[torch.nn.Module
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keeps Trainer's and peft's notices back: they are about choices made here on purpose."""
     with warnings.catch_warnings(), _quiet():
         warnings.simplefilter("ignore")
