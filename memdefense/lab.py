@@ -24,6 +24,7 @@ from memdefense.fit import FitTrainer, fit, load_checkpoint
 from memdefense.lm import LM
 from memdefense.memory import peak, reset_peak
 from memdefense.recipe import code_of, digest, versions
+from memdefense.remember import remembered
 from memdefense.sibling import smaller
 from memdefense.store import Artifact, Store
 from memdefense.target import LocalTarget
@@ -266,6 +267,10 @@ class Lab:
         """Numbers that belong beside the result: epsilon spent, documents dropped, edits made."""
         self.notes.update({name: float(value) for name, value in values.items()})
 
+    def spend(self, tokens: float) -> None:
+        """Counts tokens that a hook trained on in a loop of its own; `fit` counts its own."""
+        self.cost["tokens"] += tokens
+
     def progress(self, what: str, done: int, total: int) -> None:
         """Tells whoever watches how far a long step is."""
         if self._bench.progress:
@@ -279,6 +284,7 @@ class AttackLab(Lab):
         base: the model before the private text, which an attacker may own too.
         curated: the documents the target was really trained on, to label what was kept.
         at: the share of the undefended run that the target stands for.
+        replayed: seconds of passes that others made and whose signals were used here.
     """
 
     def __init__(
@@ -294,11 +300,26 @@ class AttackLab(Lab):
         curated: Documents,
         defended: Callable[[Sequence[Document], int], Target] | None,
         at: float = 1.0,
+        base_digest: str = "",
     ) -> None:
         super().__init__(bench, who=who, seed=seed, originals=originals, public=public, config=config, base=base)
         self.base, self.curated, self.at = base, curated, at
         self.samples: list[Mapping[str, str]] = []
-        self._defended = defended
+        self.replayed = 0.0
+        self._defended, self._base_digest = defended, base_digest
+
+    def serve(self, model: LM) -> Target:
+        """As `Lab.serve`; what the base model says of a text stays in the store, for all defenses and seeds."""
+        target = super().serve(model)
+        if model is not self.base:
+            return target
+        self._base_digest = self._base_digest or model.digest()
+        identity = {"model": self._base_digest, "guard": "", **self._bench.surroundings()}
+        return remembered(target, self._bench.store, identity, self.replay)
+
+    def replay(self, seconds: float) -> None:
+        """Counts the time of a pass that was made before."""
+        self.replayed += seconds
 
     def defend(self, documents: Documents, seed: int) -> Target:
         """The whole defended pipeline again, on other documents: a shadow model.

@@ -32,6 +32,7 @@ from memdefense.lab import AttackLab, Bench, Lab, StoredPoint, add_cost, save_po
 from memdefense.lm import LM
 from memdefense.memory import peak, reset_peak
 from memdefense.recipe import code_of
+from memdefense.remember import remembered
 from memdefense.score import Scores
 from memdefense.store import Artifact, DamagedError
 from memdefense.target import Target, limited
@@ -111,6 +112,15 @@ class Defended:
     def curated_digest(self) -> str:
         """Of the documents of epoch 0."""
         return digest_documents(self.curated)
+
+    def answers(self, point: StoredPoint) -> dict[str, object]:
+        """What decides all a point says: its weights, and the guard with everything that it is made from."""
+        guard: dict[str, object] = {}
+        if overrides(self.defense, "guard"):
+            originals, config = digest_documents(self.originals), dataclasses.asdict(self.config)
+            guard = self.work.inputs(self.defense, self.seed)
+            guard |= {"originals": originals, "curated": self.curated_digest, "config": config}
+        return {"model": point.digest, "guard": guard or "", **self.work.bench.surroundings()}
 
     def target(self, model: LM) -> Target:
         """A model behind the defense's guard."""
@@ -192,12 +202,15 @@ def measure(
             curated=defended.curated,
             defended=functools.partial(_shadow, work, defense, point.label) if plugin.shadows else None,
             at=point.at,
+            base_digest=work.base_digest,
         )
         target, guard_notes = defended.served(attacked)
+        if plugin.access != "weights":  # weights that an attack can reach may change under what is remembered of them
+            target = remembered(target, work.bench.store, defended.answers(point), lab.replay)
         reset_peak(work.bench.device)
         started = time.monotonic()
         outcomes = _hook(plugin, "run", lambda: list(plugin.run(limited(target, plugin.access), corpus, lab)))
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - started + lab.replayed
         if corpus.digest() != work.corpus_digest:
             raise PluginError(f"'{plugin.spec}' changed the corpus it was given; work on copies instead")
         if plugin.access == "weights" and attacked.digest() != point.digest:
@@ -222,7 +235,7 @@ def scored(attack: Attack, outcomes: Sequence[Outcome]) -> tuple[Scores, Sequenc
     return scores, _hook(attack, "terms", lambda: list(attack.terms(outcomes)))
 
 
-def retried(store_of: Bench, task: Callable[[], object]) -> object:
+def retried(store_of: Bench, task: Callable[[], Made]) -> Made:
     """Runs a unit again where it met a damaged artifact, which is dropped first."""
     for _ in range(20):
         try:

@@ -88,8 +88,14 @@ class Store:
             probe.unlink()
         self.events: list[dict[str, object]] = []
 
-    def make(self, kind: str, parts: Parts, maker: Callable[[Path], Facts]) -> Artifact:
+    def make(self, kind: str, parts: Parts, maker: Callable[[Path], Facts], *, family: str = "") -> Artifact:
         """The artifact of these parts, made by ``maker(folder)`` unless it is there.
+
+        Args:
+            kind: what it is.
+            parts: what its key is made of.
+            maker: writes the files into a folder and reports of its work.
+            family: lists it under this name too; see `family`.
 
         Raises:
             StoreError: the store cannot be written (a full disk, no permission, a lease lost to another run).
@@ -115,6 +121,10 @@ class Store:
             lease.check()
             home = self._home(kind, key)
             home.parent.mkdir(parents=True, exist_ok=True)
+            if family:  # before it is there: a name without an artifact is passed over, one without a name is lost
+                listing = self.folder / "families" / family
+                listing.mkdir(parents=True, exist_ok=True, mode=0o700)
+                (listing / key).touch()
             shutil.rmtree(home, ignore_errors=True)
             work.rename(home)
         made = self.find(kind, key)
@@ -137,6 +147,11 @@ class Store:
             logger.warning("artifact %s has a damaged manifest and is made again", key[:12])
         shutil.rmtree(home, ignore_errors=True)
         return None
+
+    def family(self, kind: str, name: str) -> list[Artifact]:
+        """The artifacts of one family that are there, in the order of their keys, without reading all manifests."""
+        keys = sorted(path.name for path in (self.folder / "families" / name).glob("*"))
+        return [artifact for key in keys if (artifact := self.find(kind, key))]
 
     def drop(self, key: str) -> None:
         """Removes an artifact of any kind."""
