@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from memdefense.corpus import Document
+from memdefense.defenses.neighbours import Datastore, Items, _smallest
+from memdefense.laws import Caught
+from memdefense.lm import LM
+
+TEXTS = [
+    "Please call Anna at noon, and keep the report.",
+    "Please call Anna at noon, and send the boxes.",
+    "The meeting on Tuesday is moved.",
+    "The meeting on Tuesday is moved.",
+    "a",
+    "Could you send the report to the team, and keep the old one for reference? " * 4,  # longer than the context
+]
+DOCUMENTS = [Document(f"d{place}", text) for place, text in enumerate(TEXTS)]
+
+
+@pytest.fixture(params=["tiny_lm", "tiny_llama"])
+def model(request: pytest.FixtureRequest) -> LM:
+    """A copy with weights large enough to think differently of different texts."""
+    found: LM = request.getfixturevalue(request.param).copy()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for weight in found.model.parameters():
+            if weight.dim() > 1:
+                weight.copy_(torch.randn_like(weight) * 0.3)
+    return found
+
+
+@torch.inference_mode()
+def read(lm: LM, ids: list[int]) -> Tensor:
+    """The states that enter the output embedding, in a pass of its own."""
+    caught = Caught(lm.model)
+    lm.model(input_ids=torch.tensor([ids]))
+    caught.remove()
+    return caught.hidden[0]
+
+
+def every_item(lm: LM) -> tuple[list[Tensor], list[int], list[tuple[int, ...]]]:
+    """State, token and context of every item that has a context, by brute force; window by window."""
+    states, tokens, contexts = [], [], []
+    for text in TEXTS:
+        ids = lm.encode(text) + lm.separator()
+        begin = 0
+        for at in range(1, len(ids)):
+            if at - begin >= lm.context:
+                begin += lm.context // 2
+            seen = ids[begin:at]
+            states.append(read(lm, seen)[-1])
+            tokens.append(ids[at])
+            contexts.append(tuple(seen))
+    return states, tokens, contexts
+
+
+def by_hand(
+    query: Tensor,
+    states: Sequence[Tensor],
+    tokens: Sequence[int],
+    contexts: Sequence[tuple[int, ...]],
+    k: int,
+    temperature: float,
+    without: int = -1,
+) -> dict[int, float]:
+    """p_kNN over all items but one: the k nearest different contexts, and everything that stands at them."""
+    apart = {}
+    for place, context in enumerate(contexts):
+        if place != without:
+            apart[context] = math.dist(query.tolist(), states[place].tolist())
+    near = dict(sorted(apart.items(), key=lambda item: item[1])[:k])
+    said: dict[int, float] = {}
+    for place, context in enumerate(contexts):
+        if place != without and context in near:
+            said[tokens[place]] = said.get(tokens[place], 0.0) + math.exp(-near[context] / temperature)
+    total = sum(said.values())
+    return {token: share / total for token, share in said.items()}
+
+
+def test_every_token_is_an_item_and_its_state_is_that_of_its_context(model: LM) -> None:
+    items = Items.of(model, [*DOCUMENTS, DOCUMENTS[0]])  # one id is one document
+    states, tokens, contexts = every_item(model)
+    known = items.context >= 0
+    assert items.lengths == [len(model.encode(text)) + 1 for text in TEXTS]
+    assert int((~known).sum()) == len(TEXTS)
+    assert items.token[known].tolist() == tokens
+    assert len(items.places) == len(set(contexts)) < len(contexts)
+    assert len(set(zip(items.context[known].tolist(), contexts, strict=True))) == len(set(contexts))
+    assert max(len(model.encode(text)) for text in TEXTS) > model.context
+    found = items.states(model)
+    for state, number in zip(states, items.context[known].tolist(), strict=True):
+        torch.testing.assert_close(found[number], state, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(items.states(model, 3), found[::3], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("k", [1, 3, 1000])
+@pytest.mark.parametrize("temperature", [0.5, 5.0])
+def test_the_distribution_of_neighbours_is_that_of_brute_force(model: LM, k: int, temperature: float) -> None:
+    items = Items.of(model, DOCUMENTS)
+    store = Datastore.of(items.states(model), items)
+    queries = read(model, model.encode("Please call the team about the old report"))
+    found = store.probabilities(queries, k, temperature, model.model.config.vocab_size)
+    known = every_item(model)
+    for query, row in zip(queries, found, strict=True):
+        expected = torch.zeros(len(row))
+        for token, share in by_hand(query, *known, k, temperature).items():
+            expected[token] = share
+        torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_an_item_never_retrieves_itself(model: LM, k: int) -> None:
+    items = Items.of(model, DOCUMENTS)
+    states = items.states(model)
+    found = Datastore.of(states, items).left_out(items, states, k, 2.0)
+    known = items.context >= 0
+    assert found[~known].isnan().all()
+    brute, tokens, contexts = every_item(model)
+    expected = [
+        by_hand(state, brute, tokens, contexts, k, 2.0, without=place).get(tokens[place], 0.0)
+        for place, state in enumerate(brute)
+    ]
+    torch.testing.assert_close(found[known], torch.tensor(expected), atol=1e-4, rtol=1e-3)
+
+
+def test_a_copy_is_a_neighbour_and_the_item_itself_is_none() -> None:
+    """Three contexts far apart: the first stands three times, the second once, and the third is the second's twin."""
+    states = torch.tensor([[0.0, 0.0], [100.0, 0.0], [100.0, 1.0]])
+    items = Items([], torch.tensor([0, 0, 0, 1, 2, -1]), torch.tensor([7, 7, 8, 5, 6, 7]), [], [])
+    found = Datastore.of(states, items).left_out(items, states, 1, 1.0)
+    assert found[:5].tolist() == [0.5, 0.5, 0.0, 0.0, 0.0]
+    assert found[5].isnan()
+    same = Items([], items.context, torch.tensor([7, 7, 8, 5, 5, 7]), [], [])
+    assert Datastore.of(states, same).left_out(same, states, 1, 1.0)[3:5].tolist() == [1.0, 1.0]
+    # Without copies the first context's only neighbour is the second, whose token is another.
+    alone = Datastore.of(states, items).left_out(items, states, 1, 1.0, copies=False)
+    assert alone[:5].tolist() == [0.0, 0.0, 0.0, 0.0, 0.0]
+    agreed = Items([], items.context, torch.tensor([5, 7, 8, 5, 5, 7]), [], [])
+    alone = Datastore.of(states, agreed).left_out(agreed, states, 1, 1.0, copies=False)
+    assert alone[:5].tolist() == [1.0, 0.0, 0.0, 1.0, 1.0]
+
+
+def test_an_item_alone_has_no_neighbours() -> None:
+    items = Items([2], torch.tensor([-1, 0]), torch.tensor([3, 4]), [], [])
+    states = torch.zeros(1, 2)
+    assert Datastore.of(states, items).left_out(items, states, 16, 1.0).isnan().all()
+
+
+def test_of_a_thinned_store_only_what_is_stored_is_left_out() -> None:
+    states = torch.tensor([[0.0], [0.1], [5.0], [5.1]])
+    items = Items([], torch.tensor([0, 1, 2, 3]), torch.tensor([1, 1, 2, 2]), [], [])
+    store = Datastore.of(states[::2], items, 2)
+    assert store.token.tolist() == [1, 2]
+    assert store.left_out(items, states, 1, 1.0, stride=2).tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("columns", [5, 64, 1000, 4096, 5003])
+def test_the_smallest_by_groups_are_the_smallest(columns: int) -> None:
+    values = torch.randn(40, columns, generator=torch.Generator().manual_seed(columns))
+    values[0] = torch.arange(columns)
+    values[1] = -torch.arange(columns)
+    for k in (1, 5, 17):
+        found = _smallest(values, min(k, columns))
+        expected = values.sort(1).values[:, : min(k, columns)]
+        assert torch.equal(values.gather(1, found).sort(1).values, expected)
