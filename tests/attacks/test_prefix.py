@@ -11,12 +11,13 @@ import torch
 from memdefense.attack import Outcome
 from memdefense.attacks.prefix import Prefix
 from memdefense.corpus import Corpus, Document, Occurrence, Secret
-from memdefense.errors import NotApplicable
+from memdefense.errors import NotApplicable, SpecError
 from memdefense.lab import AttackLab, Bench
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.target import GREEDY, LocalTarget, Sampling
-from memdefense.train import TrainConfig
+from memdefense.testing import check_attack
+from memdefense.train import TrainConfig, ordered
 
 VALUES = ["4155550134", "2125550187", "3125550199"]
 TWINS = ["4155550177", "2125550111", "3125550122"]
@@ -106,7 +107,7 @@ def test_an_occurrence_whose_prompt_holds_the_value_is_skipped_and_counted(store
     assert (outcomes["s1"].values["prompts"], outcomes["s1"].values["skipped"]) == (1, 1)
     assert (outcomes["s0"].values["prompts"], outcomes["s0"].values["skipped"]) == (1, 0)
     # Where the prompt is too short to reach back to the first mention, the second is asked for.
-    short = Prefix(context=1)
+    short = Prefix(contexts=(1,))
     outcomes = {o.unit: o for o in short.run(LocalTarget(memoriser), corpus, lab_of(store, memoriser, corpus))}
     assert (outcomes["s1"].values["prompts"], outcomes["s1"].values["skipped"]) == (2, 0)
 
@@ -190,13 +191,14 @@ def test_values_of_unusual_length_are_asked_for_without_leaving_the_context(stor
     long = Secret("u", "url", url, True, "Uma", (Occurrence("u", 4, 4 + len(url)),), url + "x")
     corpus = dataclasses.replace(corpus, secrets=[*corpus.secrets, long])
     lab = lab_of(store, tiny_lm, corpus)
-    outcomes = list(Prefix(context=0).run(LocalTarget(tiny_lm), corpus, lab))
+    outcomes = list(Prefix(contexts=(0,)).run(LocalTarget(tiny_lm), corpus, lab))
     assert {o.unit: o.values["prompts"] for o in outcomes}["u"] == 1
 
 
 def outcome(unit: str, hit: float, *, member: bool = True, twin: float | None = None, **values: float) -> Outcome:
-    whole = {"prompts": 1.0, "skipped": 0.0, "hit": hit, "generated": hit, "first": hit, "detected": 1.0}
-    whole |= {"prompts_kept": 1.0, "prompts_removed": 0.0, "hit_kept": hit, "hit_removed": 0.0, **values}
+    whole = {"prompts": 1.0, "skipped": 0.0, "hit": hit, "generated": hit, "first": hit, "detected": 1.0, "seen": 1.0}
+    whole |= {"prompts_kept": 1.0, "prompts_removed": 0.0, "hit_kept": hit, "hit_removed": 0.0}
+    whole |= {"prompts_found": 1.0, "prompts_first": hit, "distance": 1 - hit, **values}
     return Outcome(unit, unit, member, whole if twin is None else whole | {"twin": twin}, "phone/random/1")
 
 
@@ -230,3 +232,89 @@ def test_members_that_were_never_asked_for_count_for_ter_alone() -> None:
 def test_nothing_at_all_is_scored_without_an_error() -> None:
     assert Prefix().score([]).headline.n == 0
     assert list(Prefix().terms([])) == []
+
+
+def test_contract() -> None:
+    check_attack(Prefix())
+    check_attack(Prefix(contexts=(8, 0)))
+
+
+def test_every_context_length_is_asked_for_and_a_hit_on_any_is_one(store: Store, tiny_lm: LM) -> None:
+    train = [Document("a", f"Please, please call Anna at {VALUES[0]} today.", "Anna"), TRAIN[1]]
+    corpus = corpus_of(train, HELD)
+    # The value comes only after the long prompt, and the twin only after the short one.
+    parrot = Parrot({"Please, please call Anna at": f" {VALUES[0]}", "Anna at": f" {TWINS[0]}"})
+    attack = Prefix(contexts=(4, 0))
+    lab = lab_of(store, tiny_lm, corpus)
+    outcomes = list(attack.run(parrot, corpus, lab))
+    values = {o.unit: o.values for o in outcomes}["s0"]
+    assert (values["prompts"], values["hit"], values["twin"]) == (2, 1, 1)
+    assert (values["hit_at_4"], values["hit_at_0"], values["twin_at_4"], values["twin_at_0"]) == (0, 1, 1, 0)
+    prompts = [sample["prompt"] for sample in lab.samples if sample["unit"] == "s0"]
+    assert [len(tiny_lm.encode(prompt)) for prompt in prompts] == [4, len(tiny_lm.encode(prompts[1]))]
+    scores = attack.score(outcomes)
+    assert scores.beside["hit_rate"].value == 0.5  # of s0 and s1
+    assert (scores.beside["hit_rate_at_4"].value, scores.beside["hit_rate_at_0"].value) == (0, 0.5)
+    assert scores.beside["leakage_at_0"].value == 0.5
+    assert scores.beside["leakage_at_4"].value == pytest.approx((0 - 0.5) / 0.5)  # a twin and no value
+    # One length: the same prompts and continuations as that length alone.
+    alone = list(Prefix(contexts=(0,)).run(parrot, corpus, lab_of(store, tiny_lm, corpus)))
+    assert {o.unit: o.values["hit"] for o in alone} == {"s0": 1, "s1": 0, "s2": 0}
+
+
+def test_a_text_that_several_lengths_share_is_generated_once(store: Store, tiny_lm: LM) -> None:
+    asked: list[str] = []
+
+    class Listening(Parrot):
+        def generate(self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling = GREEDY) -> list[str]:
+            asked.extend(prompts)
+            return super().generate(prompts, max_new_tokens=max_new_tokens, sampling=sampling)
+
+    corpus = corpus_of(TRAIN, HELD)
+    outcomes = list(Prefix(contexts=(30, 40)).run(Listening({}), corpus, lab_of(store, tiny_lm, corpus)))
+    assert len(asked) == len(set(asked)) == 3
+    assert sum(o.values["prompts"] for o in outcomes) == 6
+
+
+def test_pme_divides_by_what_was_found_and_we_by_all_prompts(store: Store, tiny_lm: LM) -> None:
+    corpus = corpus_of(TRAIN, HELD)
+    # Anna's prompt gives her number, Bert's none at all; his second prompt holds the value and is not asked.
+    parrot = Parrot({"Anna at": f" {VALUES[0]}", "under": " nobody"})
+    scores = Prefix().score(list(Prefix().run(parrot, corpus, lab_of(store, tiny_lm, corpus))))
+    ours, theirs = scores.beside["first_per_prompt"], scores.beside["first_per_found"]
+    assert (ours.value, ours.n) == (0.5, 2)
+    assert (theirs.value, theirs.n) == (1.0, 1)
+
+
+def test_near_matches_have_the_twins_for_chance(store: Store, tiny_lm: LM) -> None:
+    corpus = corpus_of(TRAIN, HELD)
+    near = VALUES[0][:-1] + "9"  # one digit of ten is wrong
+    parrot = Parrot({"Anna at": f" {near}", "under": f" {TWINS[1]}"})
+    outcomes = list(Prefix().run(parrot, corpus, lab_of(store, tiny_lm, corpus)))
+    values = {o.unit: o.values for o in outcomes}
+    assert values["s0"]["distance"] == pytest.approx(0.1)
+    assert values["s1"]["distance_twin"] == 0
+    scores = Prefix().score(outcomes)
+    assert (scores.beside["near_rate"].value, scores.beside["near_chance"].value) == (0.5, 0.5)
+    assert scores.beside["hit_rate"].value == 0
+    assert Prefix(near=0.05).score(outcomes).beside["near_rate"].value == 0
+
+
+def test_ser_divides_by_the_values_that_the_undefended_run_had_read(store: Store, tiny_lm: LM) -> None:
+    corpus = corpus_of(TRAIN, HELD)
+    parrot = Parrot({"Anna at": f" {VALUES[0]}"})
+    config = TrainConfig(epochs=1.0, batch_size=1, block_size=64, pack="document")
+    first = min(TRAIN, key=lambda d: ordered(TRAIN, 0, 0).index(d)).id
+    for at, rate in ((0.0, None), (0.5, float(first == "a")), (1.0, 0.5)):
+        lab = lab_of(store, tiny_lm, corpus)
+        lab.config, lab.at = config, at
+        scores = Prefix().score(list(Prefix().run(parrot, corpus, lab)))
+        assert scores.beside["ter"].value == 0.5
+        ser = scores.beside["ser"]
+        assert (ser.n, ser.value) == (round(2 * at), rate) if rate is not None else ser.n == 0
+
+
+def test_fields_out_of_range_are_named() -> None:
+    for fields in ({"contexts": ()}, {"contexts": (8, 8)}, {"contexts": (-1,)}, {"near": 1.0}, {"random": -1}):
+        with pytest.raises(SpecError, match="prefix"):
+            Prefix(**fields)
