@@ -1,158 +1,235 @@
-"""Membership inference on documents: six scores from one pass over each text, and a baseline that has no model."""
+"""Membership inference on documents or authors: scores of one pass over each text, dearer ones on request."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import zlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 
-from memdefense import Attack, Corpus, Document, NotApplicable, Outcome, Score, Scores, Signals
+from memdefense import Attack, Corpus, DataError, Document, Outcome, Scores, SpecError
 from memdefense.attack import Access, Term
-from memdefense.roc import auc, auc_interval, placements, tpr_at_fpr
-from memdefense.score import rate
 
+from . import membership_scores as scored
+from .membership_evidence import Evidence, Gathering, Sides, by_hash, public_frequencies, sides, slices
+from .membership_report import membership, membership_terms
 from .model_free import circles, model_free
 
 if TYPE_CHECKING:
     from memdefense import AttackLab, LogprobTarget
 
-SCORES = ("loss", "zlib", "lowercase", "min-k", "min-k++", "reference")
+ScoreName = Literal[
+    "loss",
+    "zlib",
+    "lowercase",
+    "min-k",
+    "min-k++",
+    "reference",
+    "dc-pdd",
+    "recall",
+    "con-recall",
+    "neighbourhood",
+    "samia",
+]
+SCORES: tuple[ScoreName, ...] = get_args(ScoreName)
+USUAL = SCORES[:7]
+"""What is computed where nothing is named: one pass over the text, one over its lower case, one by the base model."""
+
+_NEEDS: Mapping[ScoreName, tuple[str, ...]] = {
+    "lowercase": ("own", "lower"),
+    "reference": ("own", "before"),
+    "dc-pdd": ("own", "log_frequency"),
+    "recall": ("own", "after_others"),
+    "con-recall": ("own", "after_others", "after_members"),
+    "neighbourhood": ("own", "near"),
+    "samia": ("said",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class MIA(Attack):
     """Was this document trained on? Larger scores say yes. Leakage is 2 AUC - 1 of the score named, signed.
 
-    ``loss`` (Yeom et al. 2018) is the mean log-likelihood LL; ``zlib`` LL / compressed bytes and ``lowercase``
-    LL(x) / LL(lower x) turned so that larger is a member (Carlini et al. 2021); ``min-k`` the mean of the lowest k %
-    of the token log-probabilities (Shi et al. 2024); ``min-k++`` the same of (log p - mean) / std over the vocabulary
-    (Zhang et al. 2025); ``reference`` LL - LL of the model before the private text. All but lowercase and reference
-    come from one pass; what reference subtracts is kept in the store. The headline score is named beforehand, not
-    chosen after the fact.
+    Read from the text's own signals: ``loss``, the mean log-likelihood LL (Yeom et al. 2018); ``zlib``, LL / compressed
+    bytes (Carlini et al. 2021); ``min-k``, the mean of the lowest k of the token log-probabilities (Shi et al. 2024);
+    ``min-k++``, the same of (log p - mean) / std over the vocabulary (Zhang et al. 2025); ``dc-pdd``, the mean over
+    first occurrences of min(.01, -p log f) (Zhang et al. 2024), f from public text. With one more pass each:
+    ``lowercase``, LL(x) / LL(lower x) turned (Carlini et al. 2021); ``reference``, LL - LL of the model before the
+    private text. On request: ``recall`` (Xie et al. 2024) and ``con-recall`` (Wang et al. 2025), with known non-members
+    or members before the text; ``neighbourhood`` (Mattern et al. 2023), dear by its many copies; ``samia`` (Kaneko et
+    al. 2024), sampled continuations, which needs text alone. `membership_scores` has the formulas. The headline is
+    named beforehand, not chosen after the fact.
 
     ``auc_model_free`` is a classifier that sees the texts and no model. Where its interval lies above 0.5 the split
-    itself gives members away, and no membership number of the benchmark can be trusted.
+    itself gives members away, and no membership number of the benchmark can be trusted. Texts without a predicted
+    token, and those that stand on both sides, are left out and counted in the notes. A TPR at an FPR that fewer than
+    ten non-members stand for is no number. Whether one document was trained on cannot be told where near-copies of it
+    were.
+
+    Deviates [ours]: f is Laplace-smoothed and of the public text; the prefixes of recall and con-recall are ``shots``
+    documents chosen by a hash, with an empty line between them, cut to their end where they and the text exceed the
+    context, and no shot is evaluated; neighbours are drawn from the base model, which sees what stands before a token
+    and not what follows; samia draws 1-grams' recall from 5 samples of the 50 most probable tokens.
 
     Attributes:
         headline: the score that leakage and TPR are of.
+        scores: what is computed beside it; none named is all of the usual ones, and dc-pdd only with public text.
+        unit: what is a member: a document, or an author, whose score is the mean over the documents asked about.
         k: the share of tokens of min-k and min-k++.
+        gamma: what con-recall multiplies the log-likelihood after members with.
         members: how many training documents are scored at most, chosen by a hash; canary documents are left out.
+        shots: documents in a prefix of recall and con-recall.
+        neighbours: copies of a text for neighbourhood, each with 15 % of the tokens drawn anew.
+        samples: continuations of a text for samia.
     """
 
     name: ClassVar[str] = "mia"
     family = "membership"
-    summary: ClassVar[str] = "Membership of documents by loss, zlib, lowercase, min-k, min-k++ and reference."
-    paper: ClassVar[str] = "Yeom 2018; Carlini 2021; Shi 2024; Zhang 2025"
-    headline: Literal["loss", "zlib", "lowercase", "min-k", "min-k++", "reference"] = "reference"
+    summary: ClassVar[str] = "Membership of documents or authors by eleven scores, most of them from one pass."
+    paper: ClassVar[str] = "Yeom 2018; Carlini 2021; Shi 2024; Zhang 2025; Zhang 2024; Xie 2024; Mattern 2023"
+    headline: ScoreName = "reference"
+    scores: tuple[ScoreName, ...] = ()
+    unit: Literal["document", "author"] = "document"
     k: float = 0.2
+    gamma: float = 0.5
     members: int = 500
+    shots: int = 5
+    neighbours: int = 10
+    samples: int = 5
 
     @property
     def access(self) -> Access:
-        return "logprobs"
+        return "logprobs" if "own" in self._needs(self._asked) else "text"
+
+    @property
+    def _asked(self) -> tuple[ScoreName, ...]:
+        return tuple(name for name in SCORES if name == self.headline or name in (self.scores or USUAL))
 
     def run(self, target: LogprobTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         """Scores documents.
 
         Raises:
-            NotApplicable: nothing was held out.
+            NotApplicable: nothing was held out, or one side is empty once what cannot be compared is left out.
+            SpecError: a field has a value that makes no sense.
+            DataError: dc-pdd was named and there is no public text.
         """
-        if not corpus.held_out:
-            raise NotApplicable("the corpus holds no documents out, so there are no non-members to tell apart")
-        planted = {canary.document for canary in corpus.canaries}
-        inside = [d for d in corpus.train if d.text.strip() and d.id.partition("#")[0] not in planted]
-        inside = sorted(inside, key=lambda d: hashlib.sha256(d.id.encode()).digest())[: self.members]
-        documents = [*inside, *(d for d in corpus.held_out if d.text.strip())]
-        texts = [document.text for document in documents]
-        own = target.signals(texts)
-        lower = target.signals([text.lower() for text in texts])
-        base = lab.cached("reference log-likelihoods", lambda: _likelihoods(lab, texts), lab.base, documents)
-        labels = [True] * len(inside) + [False] * (len(documents) - len(inside))
-        around = circles(documents, corpus.secrets)
-        blind = model_free(texts, labels, around)
-        names = sorted(set(around))
-        for row, document in enumerate(documents):
-            if not len(own[row].logprob):
-                continue  # a text of one token has nothing that was predicted
-            values = scores_of(document.text, own[row], lower[row], reference=base[row], k=self.k)
-            values |= {"model_free": float(blind[row]), "circle": float(names.index(around[row]))}
-            yield Outcome(document.id, _author(document), labels[row], values)
+        self._check()
+        names = self._asked
+        if "dc-pdd" in names and not lab.public:
+            if "dc-pdd" in (self.headline, *self.scores):
+                raise DataError("dc-pdd needs public text to count tokens in, and the corpus has none")
+            names = tuple(name for name in names if name != "dc-pdd")
+        two = sides(corpus, self.members)
+        gathering, shots = self._gathering(names, two, lab)
+        documents: list[Document] = []
+        values: list[dict[str, float]] = []
+        short = 0
+        for some in (*slices(two.members), *slices(two.others)):
+            found = gathering.of([document.text for document in some], target, lab)
+            for document, evidence in zip(some, found, strict=True):
+                if document.id in two.left_out or document.text in shots:
+                    continue
+                if "own" in gathering.needs and not len(evidence.own.logprob):
+                    short += 1  # a text of one token has nothing that was predicted
+                    continue
+                documents.append(document)
+                values.append({name: self._score(name, evidence) for name in names})
+        lab.note(on_both_sides=two.shared, without_a_predicted_token=short, shots=len(shots))
+        trained = {document.id for document in two.members}
+        yield from self._outcomes(corpus, documents, values, [d.id in trained for d in documents], lab)
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
-        labels = [outcome.member for outcome in outcomes]
-        groups = [outcome.group for outcome in outcomes]
-        areas = {name: _area(outcomes, name, labels, groups) for name in SCORES}
-        # What a classifier learns of one document of a circle it cannot use on another: circles are its clusters.
-        around = [f"{outcome.values['circle']:g}" for outcome in outcomes]
-        areas["model_free"] = _area(outcomes, "model_free", labels, around)
-        head = areas[self.headline]
-        leakage = Score(2 * head.value - 1, 2 * head.low - 1, 2 * head.high - 1, head.n, False)
-        beside = {f"auc_{name}": area for name, area in areas.items()}
-        if not any(labels) or all(labels):
-            return Scores(leakage, beside)
-        column = [outcome.values[self.headline] for outcome in outcomes]
-        for fpr, name in ((0.1, "10%"), (0.01, "1%"), (0.001, "0.1%")):
-            found = tpr_at_fpr(column, labels, fpr)
-            accused = [value >= found.threshold for value in column]
-            hits, alarms = (
-                rate(
-                    [a for a, is_in in zip(accused, labels, strict=True) if is_in == side],
-                    [g for g, is_in in zip(groups, labels, strict=True) if is_in == side],
-                )
-                for side in (True, False)
-            )
-            beside[f"tpr_at_{name}_fpr"] = hits if found.resolvable else dataclasses.replace(hits, value=float("nan"))
-            beside[f"realised_fpr_at_{name}"] = dataclasses.replace(alarms, higher_is_better=None)
-        return Scores(leakage, beside)
+        found = outcomes[0].values if outcomes else {}
+        names = [name for name in SCORES if name in found or name == self.headline]
+        return membership(outcomes, names, self.headline)
 
     def terms(self, outcomes: Sequence[Outcome]) -> list[Term]:
-        labels = [outcome.member for outcome in outcomes]
-        placed = placements([outcome.values[self.headline] for outcome in outcomes], labels)
-        members = [outcome for outcome in outcomes if outcome.member]
-        return [
-            Term(o.unit, o.group, 2 * float(place) - 1) for o, place in zip(members, placed, strict=len(placed) > 0)
-        ]
+        return membership_terms(outcomes, self.headline)
+
+    def _check(self) -> None:
+        if not 0 < self.k <= 1:
+            raise SpecError(f"mia:k is {self.k}; it is a share of the tokens, above 0 and at most 1")
+        for name in ("members", "shots", "neighbours", "samples"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"mia:{name} is {getattr(self, name)}; it must be at least 1")
+
+    def _needs(self, names: Sequence[ScoreName]) -> frozenset[str]:
+        return frozenset(need for name in names for need in _NEEDS.get(name, ("own",)))
+
+    def _gathering(self, names: Sequence[ScoreName], two: Sides, lab: AttackLab) -> tuple[Gathering, frozenset[str]]:
+        """What is asked for, and the texts that stand before others and are not evaluated."""
+        needs = self._needs(names)
+        usable = {"after_others": [d for d in two.others if d.id not in two.left_out], "after_members": two.members}
+        chosen = {
+            need: [document.text for document in by_hash(side, "shots/")[: self.shots]] if need in needs else []
+            for need, side in usable.items()
+        }
+        for need, side in usable.items():
+            if need in needs and len(side) <= self.shots:
+                raise DataError(
+                    f"mia:shots is {self.shots}, and of {len(side)} documents none would be left to evaluate; lower it"
+                )
+        before = {need: "".join(text + "\n\n" for text in texts) for need, texts in chosen.items()}
+        frequency = public_frequencies(lab) if "log_frequency" in needs else np.zeros(0)
+        gathering = Gathering(
+            needs,
+            before["after_others"],
+            before["after_members"],
+            self.neighbours,
+            self.samples,
+            frequency,
+            lab.rng("neighbours"),
+        )
+        return gathering, frozenset(text for texts in chosen.values() for text in texts)
+
+    def _score(self, name: ScoreName, found: Evidence) -> float:
+        return _FORMULAS[name](self, found)
+
+    def _outcomes(
+        self,
+        corpus: Corpus,
+        documents: Sequence[Document],
+        values: Sequence[Mapping[str, float]],
+        labels: Sequence[bool],
+        lab: AttackLab,
+    ) -> Iterator[Outcome]:
+        around = circles(documents, corpus.secrets)
+        names = {circle: float(number) for number, circle in enumerate(sorted(set(around)))}
+        blind = model_free([document.text for document in documents], labels, around)
+        units: dict[str, list[int]] = {}
+        for row, document in enumerate(documents):
+            units.setdefault(document.id if self.unit == "document" else _author(document), []).append(row)
+        mixed = 0
+        for unit, rows in units.items():
+            if len({labels[row] for row in rows}) > 1:
+                mixed += 1  # who wrote on both sides is neither
+                continue
+            mean = {name: float(np.mean([values[row][name] for row in rows])) for name in values[rows[0]]}
+            mean |= {"model_free": float(np.mean([blind[row] for row in rows])), "circle": names[around[rows[0]]]}
+            yield Outcome(unit, _author(documents[rows[0]]), labels[rows[0]], mean)
+        if self.unit == "author":
+            lab.note(authors_on_both_sides=mixed)
 
 
-def scores_of(text: str, own: Signals, lower: Signals, *, reference: float, k: float) -> dict[str, float]:
-    """The six scores of one text; at least one token whatever k.
-
-    Args:
-        text: the text.
-        own: of the text.
-        lower: of the text in lower case.
-        reference: the mean log-likelihood of the text under the model before the private text.
-        k: the share of tokens of min-k and min-k++.
-    """
-    logprob = own.logprob.astype(np.float64)
-    mean = float(logprob.mean())
-    lowest = max(1, int(k * len(logprob)))
-    standard = (logprob - own.mean) / np.maximum(own.std, 1e-6)
-    lower_mean = float(lower.logprob.mean()) if len(lower.logprob) else mean
-    return {
-        "loss": mean,
-        "zlib": mean / len(zlib.compress(text.encode("utf-8", "replace"))),
-        "lowercase": -mean / min(lower_mean, -1e-9),
-        "min-k": float(np.sort(logprob)[:lowest].mean()),
-        "min-k++": float(np.sort(standard)[:lowest].mean()),
-        "reference": mean - reference,
-    }
-
-
-def _likelihoods(lab: AttackLab, texts: Sequence[str]) -> list[float]:
-    found = lab.serve(lab.base).signals(texts)
-    return [float(one.logprob.astype(np.float64).mean()) if len(one.logprob) else 0.0 for one in found]
+_FORMULAS: Mapping[ScoreName, Callable[[MIA, Evidence], float]] = {
+    "loss": lambda own, e: scored.loss(e.own.logprob),
+    "zlib": lambda own, e: scored.zlib(e.own.logprob, e.text),
+    "lowercase": lambda own, e: scored.lowercase(e.own.logprob, e.lower.logprob),
+    "min-k": lambda own, e: scored.min_k(e.own.logprob, own.k),
+    "min-k++": lambda own, e: scored.min_k_plus_plus(e.own.logprob, e.own.mean, e.own.std, own.k),
+    "reference": lambda own, e: scored.reference(e.own.logprob, e.before.logprob),
+    "dc-pdd": lambda own, e: scored.dc_pdd(
+        e.own.logprob, e.own.tokens[len(e.own.tokens) - len(e.own.logprob) :], e.log_frequency
+    ),
+    "recall": lambda own, e: scored.recall(e.own.logprob, e.after_others.logprob),
+    "con-recall": lambda own, e: scored.con_recall(
+        e.own.logprob, e.after_others.logprob, e.after_members.logprob, own.gamma
+    ),
+    "neighbourhood": lambda own, e: scored.neighbourhood(e.own.logprob, [one.logprob for one in e.near]),
+    "samia": lambda own, e: scored.samia(e.said, e.truth, 1),
+}
 
 
 def _author(document: Document) -> str:
     return document.author or document.id
-
-
-def _area(outcomes: Sequence[Outcome], name: str, labels: Sequence[bool], groups: Sequence[str]) -> Score:
-    column = [outcome.values[name] for outcome in outcomes]
-    low, high = auc_interval(column, labels, groups=groups, resamples=200)
-    return Score(auc(column, labels), low, high, len(column), None if name == "model_free" else False)

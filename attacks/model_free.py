@@ -74,13 +74,13 @@ def circles(documents: Sequence[Document], secrets: Sequence[Secret]) -> list[st
     return authors if 2 * largest > len(documents) else found
 
 
-def _features(text: str) -> npt.NDArray[np.int64]:
+def _features(text: str) -> npt.NDArray[np.uint16]:
     words = _WORD.findall(text.lower())
     pairs = [f"{first} {second}" for first, second in itertools.pairwise(words)]
     hashed = (int.from_bytes(hashlib.blake2b(w.encode(), digest_size=4).digest(), "little") for w in (*words, *pairs))
-    return np.fromiter((value % _BUCKETS for value in hashed), dtype=np.int64)
+    return np.fromiter((value % _BUCKETS for value in hashed), dtype=np.uint16)
 
 
-def _counts(rows: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.float64]:
-    joined = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
+def _counts(rows: Sequence[npt.NDArray[np.uint16]]) -> npt.NDArray[np.float64]:
+    joined = np.concatenate(rows) if rows else np.zeros(0, dtype=np.uint16)
     return np.bincount(joined, minlength=_BUCKETS).astype(np.float64)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
+from collections.abc import Sequence
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,13 +13,17 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from memdefense.attack import Outcome
-from memdefense.attacks.mia import MIA, SCORES, scores_of
+from memdefense.attacks import mia
+from memdefense.attacks.membership_evidence import by_hash
+from memdefense.attacks.mia import MIA, SCORES, USUAL
 from memdefense.corpus import Canary, Corpus, Document
-from memdefense.errors import NotApplicable
+from memdefense.errors import DataError, MemdefenseError, NotApplicable, SpecError
 from memdefense.lab import AttackLab, Bench
 from memdefense.lm import LM
+from memdefense.registry import build
 from memdefense.store import Store
-from memdefense.target import LocalTarget, Signals
+from memdefense.target import GREEDY, LocalTarget, Sampling
+from memdefense.testing import check_attack
 from memdefense.train import TrainConfig
 
 TRAIN = [Document(f"t{n}", text, f"p{n}") for n, text in enumerate(["The Team met today.", "Call Anna, please!", "x"])]
@@ -27,13 +34,13 @@ HELD = [
 CORPUS = Corpus((), TRAIN, HELD, canaries=[Canary("canary", "canary", "code ", "AB-12", 2, True)])
 
 
-def lab_of(store: Store, base: LM) -> AttackLab:
+def lab_of(store: Store, base: LM, public: Sequence[Document] = ()) -> AttackLab:
     return AttackLab(
         Bench(store),
         who="test",
         seed=0,
         originals=TRAIN,
-        public=(),
+        public=public,
         config=TrainConfig(),
         base=base,
         curated=TRAIN,
@@ -81,7 +88,8 @@ def test_scores_equal_a_reference_on_the_logits(store: Store, tiny_lm: LM, tuned
     for document in (*TRAIN[:2], *HELD):
         reference = expected(tuned, tiny_lm, document.text)
         values = outcomes[document.id].values
-        assert {name: values[name] for name in SCORES} == pytest.approx(reference, abs=2e-5), document.id
+        assert {name: values[name] for name in reference} == pytest.approx(reference, abs=2e-5), document.id
+        assert "dc-pdd" not in values  # there is no public text
         assert outcomes[document.id].member == (document in TRAIN)
 
 
@@ -98,37 +106,9 @@ def test_a_larger_score_means_a_member(store: Store, tiny_lm: LM) -> None:
     lm.model.train(False)
     outcomes = list(MIA().run(LocalTarget(lm), CORPUS, lab_of(store, tiny_lm)))
     scores = MIA().score(outcomes)
-    for name in SCORES:
+    for name in USUAL[:-1]:
         assert scores.beside[f"auc_{name}"].value == 1.0, name
     assert scores.headline.value == 1.0
-
-
-def test_the_reference_is_computed_once(store: Store, tiny_lm: LM, tuned: LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = list(MIA().run(LocalTarget(tuned), CORPUS, lab_of(store, tiny_lm)))
-    calls = []
-    plain = LocalTarget.signals
-
-    def counted(self: LocalTarget, texts: list[str]) -> list[Signals]:
-        calls.append(self.lm)
-        return plain(self, texts)
-
-    monkeypatch.setattr(LocalTarget, "signals", counted)
-    assert list(MIA().run(LocalTarget(tuned), CORPUS, lab_of(store, tiny_lm))) == first
-    assert [lm is tuned for lm in calls] == [True, True]  # the text and its lower case, and no base model
-
-
-def test_min_k_takes_at_least_one_token() -> None:
-    own = Signals(
-        np.arange(3),
-        np.array([-1, -4], np.float32),
-        np.array([-2, -2], np.float32),
-        np.ones(2, np.float32),
-        np.zeros(2, int),
-    )
-    values = scores_of("ab", own, own, reference=-3.0, k=0.01)
-    assert values["min-k"] == -4
-    assert values["min-k++"] == -2
-    assert values["reference"] == pytest.approx(0.5)
 
 
 def test_members_are_sampled_and_non_members_are_not(store: Store, tiny_lm: LM) -> None:
@@ -169,3 +149,181 @@ def test_leakage_tpr_and_terms_agree_with_sklearn_and_counts() -> None:
     assert {term.unit for term in terms} == {o.unit for o in outcomes if o.member}
     one_sided = MIA().score([outcome for outcome in outcomes if outcome.member])
     assert np.isnan(one_sided.headline.value)
+
+
+PUBLIC = [Document("p0", "The team met and shipped boxes."), Document("p1", "Call the old one today.")]
+TWENTY = [Document(f"t{n}", f"The {w} of team {n} met Anna today.", f"p{n // 2}") for n, w in enumerate("abcdefghij")]
+OTHERS = [Document(f"h{n}", f"We ship {n} {w} boxes to the old one.", f"q{n // 2}") for n, w in enumerate("klmnopqrst")]
+EVEN = Corpus((), TWENTY, OTHERS)
+
+
+def after(lm: LM, before: str, text: str) -> torch.Tensor:
+    """Log-probabilities of a text's tokens 2..T behind a prefix that is cut to fit the context."""
+    body = lm.encode(text, special=False)
+    head = lm.encode(before)
+    head = head[-max(lm.context // 2, lm.context - len(body)) :]
+    ids = torch.tensor(head + body)
+    with torch.inference_mode():
+        rows = torch.log_softmax(lm.model(input_ids=ids[None]).logits[0].double(), -1)
+    return torch.stack([rows[place - 1, ids[place]] for place in range(len(head) + 1, len(ids))])
+
+
+def test_prefixed_and_frequency_scores_equal_a_reference_on_the_logits(store: Store, tiny_lm: LM, tuned: LM) -> None:
+    attack = MIA(scores=("recall", "con-recall", "dc-pdd", "loss"), shots=2, gamma=0.7)
+    lab = lab_of(store, tiny_lm, PUBLIC)
+    outcomes = {o.unit: o for o in attack.run(LocalTarget(tuned), EVEN, lab)}
+    shots = {side: by_hash(documents, "shots/")[:2] for side, documents in (("in", TWENTY), ("out", OTHERS))}
+    # What stands before others is not evaluated.
+    assert set(outcomes) == {d.id for d in (*TWENTY, *OTHERS)} - {d.id for side in shots.values() for d in side}
+    before = {side: "".join(d.text + "\n\n" for d in documents) for side, documents in shots.items()}
+    ids = list(itertools.chain.from_iterable(tuned.encode(d.text) for d in PUBLIC))
+    for document in (*TWENTY, *OTHERS):
+        if document.id not in outcomes:
+            continue
+        values = outcomes[document.id].values
+        own = logprobs(tuned, document.text)[1]
+        others, members = (after(tuned, before[side], document.text).mean() for side in ("out", "in"))
+        assert values["recall"] == pytest.approx(float(others / own.mean()), abs=2e-5)
+        assert values["con-recall"] == pytest.approx(float((others - 0.7 * members) / own.mean()), abs=2e-5)
+        first: dict[int, float] = {}
+        for token, value in zip(tuned.encode(document.text)[1:], own.tolist(), strict=True):
+            share = (ids.count(token) + 1) / (len(ids) + tuned.model.config.vocab_size)
+            first.setdefault(token, min(0.01, -np.exp(value) * np.log(share)))
+        assert values["dc-pdd"] == pytest.approx(np.mean(list(first.values())), abs=1e-6)
+
+
+def test_neighbourhood_compares_with_texts_that_differ_in_a_few_tokens(
+    store: Store, tiny_lm: LM, tuned: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    plain = LocalTarget.signals
+
+    def seen(self: LocalTarget, texts: Sequence[str], **rest: Sequence[str]) -> object:
+        asked.append(list(texts))
+        return plain(self, texts)
+
+    monkeypatch.setattr(LocalTarget, "signals", seen)
+    attack = MIA(headline="neighbourhood", scores=("loss",), neighbours=4)
+    outcomes = {o.unit: o for o in attack.run(LocalTarget(tuned), EVEN, lab_of(store, tiny_lm))}
+    near = [texts for texts in asked if len(texts) == 4 * len(TWENTY)]
+    assert len(near) == 2  # of members and of others
+    for row, document in enumerate(by_hash(TWENTY)):
+        copies = near[0][4 * row : 4 * row + 4]
+        mean = np.mean([float(logprobs(tuned, copy)[1].mean()) for copy in copies])
+        own = float(logprobs(tuned, document.text)[1].mean())
+        assert outcomes[document.id].values["neighbourhood"] == pytest.approx(own - mean, abs=2e-5)
+        assert document.text not in copies
+        assert len(set(copies)) > 1
+    again = {o.unit: o for o in attack.run(LocalTarget(tuned), EVEN, lab_of(store, tiny_lm))}
+    assert again == outcomes
+
+
+class Echo:
+    """A target with access to text alone, which says the same to everyone."""
+
+    def __init__(self, said: str) -> None:
+        self.said = said
+        self.schemes: set[Sampling] = set()
+
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling = GREEDY) -> list[str]:
+        self.schemes.add(sampling)
+        return [self.said if "team" in prompt else "" for prompt in prompts]
+
+    def continues(self, prompts: Sequence[str], values: Sequence[str]) -> list[bool]:
+        raise AssertionError("not asked for")
+
+
+def test_samia_needs_text_alone(store: Store, tiny_lm: LM) -> None:
+    attack = MIA(headline="samia", scores=("samia",), samples=3)
+    assert (attack.access, MIA().access, MIA(headline="samia").access) == ("text", "logprobs", "logprobs")
+    echo = Echo(" met Anna today.")
+    outcomes = list(attack.run(echo, EVEN, lab_of(store, tiny_lm)))
+    assert attack.score(outcomes).headline.value == 1
+    assert len(echo.schemes) == 3  # draws of their own
+    assert all(scheme.temperature == 1 for scheme in echo.schemes)
+    assert outcomes[0].values["samia"] == 1  # " met Anna today." stands after the middle
+
+
+def test_authors_are_units_of_their_own(store: Store, tiny_lm: LM) -> None:
+    by_document = {o.unit: o for o in MIA().run(LocalTarget(tiny_lm), EVEN, lab_of(store, tiny_lm))}
+    mixed = Corpus((), TWENTY, [*OTHERS, Document("h+", "Another letter of the first team.", "p0")])
+    lab = lab_of(store, tiny_lm)
+    by_author = {o.unit: o for o in MIA(unit="author").run(LocalTarget(tiny_lm), mixed, lab)}
+    assert set(by_author) == {f"p{n}" for n in range(1, 5)} | {f"q{n}" for n in range(5)}  # p0 wrote on both sides
+    assert lab.notes["authors_on_both_sides"] == 1
+    for n in range(1, 5):
+        mean = np.mean([by_document[f"t{2 * n + k}"].values["loss"] for k in (0, 1)])
+        assert by_author[f"p{n}"].values["loss"] == pytest.approx(mean, abs=1e-6)
+        assert by_author[f"p{n}"].member
+    assert not by_author["q0"].member
+
+
+def test_texts_on_both_sides_are_left_out_and_counted(store: Store, tiny_lm: LM) -> None:
+    corpus = Corpus((), [*TWENTY, Document("t+", "x")], [*OTHERS, Document("h+", TWENTY[3].text.replace(" ", "  "))])
+    lab = lab_of(store, tiny_lm)
+    found = {o.unit for o in MIA().run(LocalTarget(tiny_lm), corpus, lab)}
+    assert found == {d.id for d in (*TWENTY, *OTHERS)} - {"t3"}
+    assert (lab.notes["on_both_sides"], lab.notes["without_a_predicted_token"]) == (2, 1)
+    with pytest.raises(NotApplicable, match="no training document"):
+        list(MIA().run(LocalTarget(tiny_lm), Corpus((), TWENTY, TWENTY), lab))
+    with pytest.raises(NotApplicable, match="no held-out document"):
+        list(MIA().run(LocalTarget(tiny_lm), Corpus((), TWENTY, [Document("h", "  ")]), lab))
+
+
+def test_one_empty_class_and_too_few_non_members_give_no_number_and_no_error(store: Store, tiny_lm: LM) -> None:
+    outcomes = list(MIA().run(LocalTarget(tiny_lm), EVEN, lab_of(store, tiny_lm)))
+    scores = MIA().score(outcomes)
+    for name in ("10%", "1%", "0.1%"):  # ten non-members resolve no rate
+        assert np.isnan(scores.beside[f"tpr_at_{name}_fpr"].value)
+        assert scores.beside[f"realised_fpr_at_{name}"].n == 10
+    for side in (True, False):
+        assert np.isnan(MIA().score([o for o in outcomes if o.member == side]).headline.value)
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"k": 0.0}, SpecError),
+        ({"k": 1.5}, SpecError),
+        ({"members": 0}, SpecError),
+        ({"scores": ("recall",), "shots": 10}, DataError),
+        ({"scores": ("dc-pdd",)}, DataError),
+        ({"headline": "dc-pdd"}, DataError),
+    ],
+)
+def test_fields_that_make_no_sense_are_told(
+    fields: dict[str, object], error: type[MemdefenseError], store: Store, tiny_lm: LM
+) -> None:
+    with pytest.raises(error):
+        list(MIA(**fields).run(LocalTarget(tiny_lm), EVEN, lab_of(store, tiny_lm)))
+
+
+def test_every_score_has_a_formula_and_a_spec_can_name_it() -> None:
+    assert set(mia._FORMULAS) == set(SCORES) == set(get_args(mia.ScoreName))
+    for name in SCORES:
+        (made,) = build("attacks", f"mia:headline={name},scores={name}|loss,unit=author")
+        assert isinstance(made, MIA)
+        assert (made.headline, made.scores, made.unit) == (name, (name, "loss"), "author")
+
+
+def test_large_corpora_go_through_in_slices(store: Store, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = list(MIA().run(LocalTarget(tiny_lm), EVEN, lab_of(store, tiny_lm)))
+    monkeypatch.setattr("memdefense.attacks.membership_evidence._SLICE", 3)
+    asked: list[int] = []
+    plain = LocalTarget.signals
+
+    def seen(self: LocalTarget, texts: Sequence[str], **rest: Sequence[str]) -> object:
+        asked.append(len(texts))
+        return plain(self, texts)
+
+    monkeypatch.setattr(LocalTarget, "signals", seen)
+    sliced = list(MIA().run(LocalTarget(tiny_lm), EVEN, lab_of(store, tiny_lm)))
+    assert max(asked) == 3
+    assert [o.unit for o in sliced] == [o.unit for o in whole]
+    for one, other in zip(sliced, whole, strict=True):
+        assert one.values == pytest.approx(other.values, abs=1e-5)
+
+
+def test_contract() -> None:
+    check_attack(MIA())
+    check_attack(MIA(headline="recall", scores=("con-recall", "neighbourhood", "samia"), unit="author", shots=2))

@@ -1,0 +1,65 @@
+"""What membership outcomes come to: AUC, TPR at low FPR, signed leakage, and the baseline that has no model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from memdefense import Outcome, Score, Scores
+from memdefense.attack import Term
+from memdefense.roc import auc, auc_interval, placements, tpr_at_fpr
+from memdefense.score import rate
+
+_RATES = ((0.1, "10%"), (0.01, "1%"), (0.001, "0.1%"))
+
+
+def membership(outcomes: Sequence[Outcome], names: Sequence[str], headline: str) -> Scores:
+    """Leakage is 2 AUC - 1 of the headline, signed; beside it every score's AUC and the headline's TPR at low FPR.
+
+    Args:
+        outcomes: whose values hold the scores, ``model_free`` and the number of the unit's ``circle``.
+        names: of the scores, the headline among them.
+        headline: the one that leakage and TPR are of.
+    """
+    labels = [outcome.member for outcome in outcomes]
+    groups = [outcome.group for outcome in outcomes]
+    areas = {name: _area(outcomes, name, labels, groups) for name in names}
+    # What a classifier learns of one document of a circle it cannot use on another: circles are its clusters.
+    around = [f"{outcome.values['circle']:g}" for outcome in outcomes]
+    areas["model_free"] = dataclasses.replace(_area(outcomes, "model_free", labels, around), higher_is_better=None)
+    head = areas[headline]
+    leakage = Score(2 * head.value - 1, 2 * head.low - 1, 2 * head.high - 1, head.n, False)
+    beside = {f"auc_{name}": area for name, area in areas.items()}
+    if not any(labels) or all(labels):
+        return Scores(leakage, beside)
+    column = [outcome.values[headline] for outcome in outcomes]
+    for fpr, name in _RATES:
+        found = tpr_at_fpr(column, labels, fpr)
+        accused = [value >= found.threshold for value in column]
+        hits, alarms = (
+            rate(
+                [a for a, is_in in zip(accused, labels, strict=True) if is_in == side],
+                [g for g, is_in in zip(groups, labels, strict=True) if is_in == side],
+            )
+            for side in (True, False)
+        )
+        beside[f"tpr_at_{name}_fpr"] = hits if found.resolvable else dataclasses.replace(hits, value=float("nan"))
+        beside[f"realised_fpr_at_{name}"] = dataclasses.replace(alarms, higher_is_better=None)
+    return Scores(leakage, beside)
+
+
+def membership_terms(outcomes: Sequence[Outcome], headline: str) -> list[Term]:
+    """What each member adds to the leakage."""
+    labels = [outcome.member for outcome in outcomes]
+    placed = placements([outcome.values[headline] for outcome in outcomes], labels)
+    members = [outcome for outcome in outcomes if outcome.member]
+    return [Term(o.unit, o.group, 2 * float(place) - 1) for o, place in zip(members, placed, strict=len(placed) > 0)]
+
+
+def _area(outcomes: Sequence[Outcome], name: str, labels: Sequence[bool], groups: Sequence[str]) -> Score:
+    column = [outcome.values[name] for outcome in outcomes]
+    low, high = auc_interval(column, labels, groups=groups, resamples=200)
+    return Score(auc(column, labels), low, high, len(column), False)
+
+
+__all__ = ["membership", "membership_terms"]
