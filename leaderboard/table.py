@@ -25,8 +25,9 @@ _FOOT = (
     "[95 % interval]. leakage ↓: excess over chance at the end, 0 to 1. MaxTER@τ ↑: percent of the undefended leakage "
     "removed at a utility cost d of at most τ %. AURC ↑: mean of MaxTER over τ from 0 to 20. gain ↑: AURC less that of "
     "stopping the undefended run early. d ↓: percent of utility lost at the end, the worst of perplexity, continuation "
-    "and copy. #: 1 + how many are better in gain beyond both intervals; equal numbers are ties. status: points "
-    "measured, and seconds of training per run."
+    "and copy. #: the best and the worst place that persons (permutation, Holm over pairs) and runs (interval of the "
+    "difference) leave open; arms whose places overlap are ties. Within a family the worst attack ranks: of each point "
+    "the one that leaks most, chosen on other seeds. status: points measured, and seconds of training per run."
 )
 
 
@@ -62,14 +63,14 @@ def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = 
     if not entries:
         raise DataError("these results hold no entry yet: the run was interrupted; run the same command again")
     for title, group in _grouped(list(entries.values())):
-        mine = [row for row in rows if row["row"] == "point" and _title(row) == title]
+        mine = _points_of(group[0], rows)
         lines = [[_place_of(entry, group), *_line(entry, mine)] for entry in sorted(group, key=_rank)]
         overfit = max((row.get("overfit_percent") or 0.0 for row in mine), default=0.0)
         heading = title + (
             f"  (overfit: the undefended perplexity ends {overfit:.0f} % above its minimum)" if overfit > 5 else ""
         )
-        notes = _notes(group)
-        notes += _chance(mine)
+        notes = [*_notes(group), *_beside(group)]
+        notes += [] if group[0].get("attacks") else _chance(mine)
         if markdown:
             _print_markdown(console, heading, lines)
         else:
@@ -78,7 +79,7 @@ def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = 
         for note in dict.fromkeys(notes):
             _say(console, f"- {note}" if markdown else note, markdown)
         console.print()
-        if points:
+        if points and not group[0].get("attacks"):
             _print_points(console, mine)
     console.print(_FOOT, highlight=False, markup=False, style="dim")
 
@@ -143,6 +144,7 @@ def _line(entry: Row, points: Sequence[Row]) -> list[str]:
     status += [f"{seconds:.0f} s"] if seconds is not None else []
     scores = [(row.get("scores") or {}).get("leakage") or {"value": row["leakage"]} for row in final]
     leakage = {side: _mean([score.get(side) for score in scores]) for side in ("value", "low", "high")}
+    leakage = entry.get("leakage") or leakage
     head = [entry["defense_label"], _interval(leakage, 2, 3)]
     tail = [_cost(final), "\n".join(status)]
     if not entry.get("resolvable"):
@@ -185,6 +187,35 @@ def _notes(entries: Sequence[Row]) -> list[str]:
     return [note if len(who) == len(entries) else f"{', '.join(who)}: {note}" for note, who in found.items()]
 
 
+def _beside(entries: Sequence[Row]) -> list[str]:
+    """Seed noise and sample noise apart, the worst attacks, the plain maximum and the paper's figures, a line each."""
+    noise, worst, plain, paper = [], [], [], []
+    for entry in entries:
+        label, gain = entry["defense_label"], entry.get("gain") or {}
+        halves = [_half(gain.get(name)) for name in ("run_limits", "sample_limits")]
+        noise += [f"{label} {halves[0]} / {halves[1]}"] if halves != ["-", "-"] else []
+        if entry.get("attacks"):
+            read = dict.fromkeys(name.rpartition("/")[0] for name in (entry.get("leakage") or {}).get("readings", ()))
+            worst += [f"{label} {' or '.join(read)}"] if read else []
+        most = (entry.get("plain") or {}).get("maxter") or {}
+        plain += [f"{label} {' / '.join(_number(most[tau], 0) for tau in ('1', '5', '20'))}"] if most else []
+        figures = entry.get("paper") or {}
+        names = ("ter_mean", "maxter_paper", "aurc_paper")
+        paper += [f"{label} {' / '.join(_number(figures[name], 0) for name in names)}"] if figures else []
+    lines = {
+        "the attack that leaks most at the end": worst,
+        "half width of the gain's interval from runs / from persons, in %": noise,
+        "plain maximum at 1 / 5 / 20 %, which flatters": plain,
+        "as the RMFT paper counts, mean TER / MaxTER / AURC": paper,
+    }
+    return [f"{what}: {', '.join(found)}" for what, found in lines.items() if found]
+
+
+def _half(limits: Sequence[float | None] | None) -> str:
+    low, high = limits or (None, None)
+    return "-" if low is None or high is None else f"{(high - low) / 2:.0f}"
+
+
 def _chance(rows: Sequence[Row]) -> list[str]:
     """What membership and extraction numbers of these rows must be read against."""
     notes = []
@@ -222,12 +253,34 @@ def _chance(rows: Sequence[Row]) -> list[str]:
 
 
 def _grouped(entries: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    for title in dict.fromkeys(_title(entry) for entry in entries):
+    """Entries by table; of a benchmark and model, the worst attacks of the families come first."""
+    ordered = sorted(entries, key=lambda entry: (_setting(entry), not entry.get("attacks")))
+    ordered = [
+        entry for place in dict.fromkeys(map(_setting, entries)) for entry in ordered if _setting(entry) == place
+    ]
+    for title in dict.fromkeys(_title(entry) for entry in ordered):
         yield title, [entry for entry in entries if _title(entry) == title]
 
 
+def _points_of(entry: Row, rows: Sequence[Row]) -> list[Row]:
+    """The points that a table's entries rest on."""
+    specs = entry.get("attacks") or [entry["attack_spec"]]
+    return [
+        row
+        for row in rows
+        if row["row"] == "point" and _setting(row) == _setting(entry) and row["attack_spec"] in specs
+    ]
+
+
+def _setting(row: Row) -> str:
+    return f"{row['benchmark']} v{row['benchmark_version']} · {row['model']}"
+
+
 def _title(row: Row) -> str:
-    return f"{row['benchmark']} v{row['benchmark_version']} · {row['model']} · {row['attack_spec']} ({row['access']})"
+    attack = row["attack_spec"]
+    if row.get("attacks"):
+        attack = f"worst {row['attack_family']} attack of {', '.join(row['attacks'])}"
+    return f"{_setting(row)} · {attack} ({row['access']})"
 
 
 def _place(row: Row) -> tuple[str, str]:
@@ -240,12 +293,22 @@ def _rank(entry: Row) -> tuple[bool, float]:
 
 
 def _place_of(entry: Row, group: Sequence[Row]) -> str:
-    """1 + how many entries are better beyond both intervals; "-" where there is no gain to compare."""
+    """The best and the worst place of an entry among all that were resolved; "-" where there is no gain to compare.
+
+    Entries of one run were compared pair by pair. Those of several runs cannot be, and are told apart by the intervals
+    of their gains.
+    """
     mine = entry.get("gain") or {}
     if not entry.get("resolvable") or mine.get("value") is None:
         return "-"
-    gains = [other.get("gain") or {} for other in group if other.get("resolvable") and other is not entry]
-    return str(1 + sum(_above(gain, mine) for gain in gains if gain.get("value") is not None))
+    others = [other for other in group if other.get("resolvable") and other is not entry]
+    if entry.get("rank") and {other["defense_label"] for other in others} == set(entry["versus"]):
+        best, worst = entry["rank"]
+        return str(best) if best == worst else f"{best}-{worst}"
+    gains = [gain for other in others if (gain := other.get("gain") or {}).get("value") is not None]
+    best = 1 + sum(_above(gain, mine) for gain in gains)
+    worst = 1 + len(gains) - sum(_above(mine, gain) for gain in gains)
+    return str(best) if best == worst else f"{best}-{worst}"
 
 
 def _above(gain: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -44,11 +44,13 @@ class Term:
         unit: its id.
         person: whom it belongs to.
         value: its term, signed.
+        reading: which of several readings of the same outcomes it belongs to; "" is the headline's.
     """
 
     unit: str
     person: str
     value: float
+    reading: str = ""
 
 
 class Measure(Plugin, ABC):
@@ -78,13 +80,19 @@ class Attack(Measure):
 
     Attributes:
         adaptive_to: families of defenses against which this is the attack of one who knows the defense.
+        two_sided: whether a leakage far below chance tells as much as one above, so that the attacker takes the sign,
+            chosen on other seeds (membership does: over-forgetting is a leak too).
     """
 
     family: ClassVar[Literal["extraction", "membership", "audit"]]
     adaptive_to: ClassVar[tuple[str, ...]] = ()
+    two_sided: ClassVar[bool] = False
 
     def terms(self, outcomes: Sequence[Outcome]) -> Sequence[Term]:
         """What each unit adds to the leakage: their mean is the headline.
+
+        Terms of a further ``reading`` (another score of the same outcomes) have a mean of their own; which reading an
+        attacker takes is chosen on other seeds, or on other persons, for every operating point.
 
         With one seed, MaxTER chooses a point on some persons and reads it on others. The default derives the terms
         from `score` alone, leaving out one person at a time (Tukey's pseudo-values, exact for means over persons of

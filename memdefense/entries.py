@@ -1,22 +1,17 @@
-"""From measured points to entries: what a defense is worth against an attack, over seeds or over persons."""
+"""From measured points to entries: what a defense is worth against an attack, or against the worst of a family."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from memdefense.attack import Term
-from memdefense.crossfit import (
-    CrossEstimate,
-    Reading,
-    SeedCurve,
-    cross_seed_aurc,
-    cross_seed_gain,
-    cross_seed_maxter,
-)
+from memdefense.compare import compared
+from memdefense.crossfit import across_seeds
+from memdefense.cut import Cut
 from memdefense.errors import DataError
-from memdefense.folds import RunTerms, folded_aurc, folded_gain, folded_maxter
+from memdefense.folds import within_run
 from memdefense.maxter import (
     Checkpoint,
     OperatingPoint,
@@ -27,8 +22,11 @@ from memdefense.maxter import (
     resolvable,
     ter_mean,
 )
-from memdefense.score import Score, Scores
+from memdefense.persons import Column, RunTerms, names_of, readings
+from memdefense.score import Scores
 
+WORST = "worst"
+"""What stands for the attack in the entries against the worst attack of a family."""
 TAUS = (1.0, 5.0, 20.0)
 """Utility budgets, in percent, that every entry reports."""
 
@@ -41,8 +39,10 @@ class Measured:
         label: the same operating point on every seed.
         delta: utility cost in percent, the worst of its parts.
         scores: of the attack.
-        terms: what each unit adds to the leakage.
+        terms: what each unit adds to the leakage, by reading.
         perplexity: held-out.
+        two_sided: whether the attacker may turn the sign.
+        attack: which attack, where those of a family stand together.
     """
 
     seed: int
@@ -53,11 +53,16 @@ class Measured:
     perplexity: float
     status: str = "ok"
     spec: str = ""
+    two_sided: bool = False
+    attack: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """All points of one defense under one attack, and the undefended run's beside them, in the order of training."""
+    """All points of one defense, and the undefended run's beside them, in the order of training.
+
+    Under one attack a point of a seed stands here once; under all attacks of a family, once for each.
+    """
 
     points: Sequence[Measured]
     undefended: Sequence[Measured]
@@ -67,105 +72,162 @@ class Arm:
         return sorted({p.seed for p in self.points} & {p.seed for p in self.undefended})
 
 
-def entry_of(arm: Arm, rivals: Sequence[Arm] = ()) -> dict[str, object]:
-    """The numbers of an entry: MaxTER, AURC and gain with intervals, the plain maximum, the paper's own figures.
+def entries_of(arms: Mapping[str, Arm]) -> dict[str, dict[str, object]]:
+    """The numbers of every arm of a run against one attack, each compared with every other.
 
-    Where the undefended leakage cannot be told from chance, there is a ``note`` instead of MaxTER, AURC and gain.
+    MaxTER, AURC and gain with intervals, the plain maximum, the paper's own figures, the rank among the arms. Where the
+    undefended leakage cannot be told from chance, there is a ``note`` instead of MaxTER, AURC and gain.
+
+    Args:
+        arms: by label, against the same undefended run.
+    """
+    persons = names_of([c for arm in arms.values() for p in (*arm.points, *arm.undefended) for c in _columns([p])])
+    cuts: dict[tuple[int, ...], dict[str, Cut]] = {}
+    found = {}
+    for label, arm in arms.items():
+        entry, cut = _entry(arm, list(arms.values()), persons)
+        if cut is not None:
+            cuts.setdefault(tuple(arm.seeds()), {})[label] = cut
+        found[label] = entry
+    for group in cuts.values():  # arms of other seeds cannot be paired
+        for label, standing in compared(group).items():
+            found[label] |= {"rank": list(standing.rank), "of": len(group), "versus": standing.versus}
+    return found
+
+
+def entry_of(arm: Arm, rivals: Sequence[Arm] = ()) -> dict[str, object]:
+    """The numbers of one arm alone, as `entries_of` without ranks.
 
     Args:
         arm: the defense.
         rivals: all arms of the run, on which the range of the paper's AURC depends and nothing else.
     """
+    return _entry(arm, rivals, names_of(_columns([*arm.points, *arm.undefended])))[0]
+
+
+def _entry(arm: Arm, rivals: Sequence[Arm], persons: Sequence[str]) -> tuple[dict[str, object], Cut | None]:
     seeds = arm.seeds()
     if not seeds:
-        return {"resolvable": False, "note": "no seed was measured with and without the defense", "seeds": []}
-    finals = [_of_seed(arm.undefended, seed)[-1] for seed in seeds]
-    pooled = _pooled([final.scores.headline for final in finals])
+        return {"resolvable": False, "note": "no seed was measured with and without the defense", "seeds": []}, None
     whole: dict[str, object] = {
         "seeds": seeds,
-        "undefended": _row(pooled),
         "plain": _plain(arm, seeds),
         "paper": _paper(arm, seeds, rivals),
         "scope": "seeds" if len(seeds) > 1 else "this model only",
     }
-    events = pooled.events if pooled.events is not None else pooled.n
-    if not resolvable(events, pooled):
-        return {
-            **whole,
-            "resolvable": False,
-            "note": f"not resolvable: the undefended leakage rests on {events} events and its interval "
-            f"[{pooled.low:.3f}, {pooled.high:.3f}] must lie above 0 on at least 30",
-        }
     try:
-        estimates, area, gain = _across(arm, seeds) if len(seeds) > 1 else _within(arm, seeds[0])
+        cut, baseline = (_cut(points, arm.undefended, seeds, persons) for points in (arm.points, arm.undefended))
     except DataError as error:
-        return {**whole, "resolvable": False, "note": f"not resolvable: {error}"}
-    return {
-        **whole,
+        return {**whole, "resolvable": False, "note": f"not resolvable: {error}"}, None
+    excess, events = cut.excess, _events(arm, cut, seeds)
+    two_sided = any(p.two_sided for p in arm.undefended)
+    whole |= {
+        "undefended": _leakage(cut, 0, two_sided),
+        "leakage": _leakage(cut, len(cut.table.labels) - 1, two_sided),
+        "readings": _recomputable(cut),
+        "deltas": {label: list(row) for label, row in zip(cut.table.labels, cut.table.delta.tolist(), strict=True)},
+    }
+    if not resolvable(events, excess):
+        note = (
+            f"not resolvable: the undefended leakage rests on {events} events and its interval "
+            f"[{excess.low:.3f}, {excess.high:.3f}] must lie above 0 on at least 30"
+        )
+        return {**whole, "resolvable": False, "note": note}, None
+    numbers = {
         "resolvable": True,
         "note": "",
-        "maxter": {f"{tau:g}": _cross_row(estimate) for tau, estimate in zip(TAUS, estimates, strict=True)},
-        "aurc": _row(area),
-        "gain": _row(gain),
+        "maxter": {f"{tau:g}": dataclasses.asdict(cut.maxter(tau)) for tau in TAUS},
+        "aurc": dataclasses.asdict(cut.aurc()),
+        "gain": dataclasses.asdict(cut.gain(baseline)),
     }
+    return {**whole, **numbers}, cut
 
 
-def _across(arm: Arm, seeds: Sequence[int]) -> tuple[list[CrossEstimate], Score, Score]:
-    ours, theirs = _curves(arm.points, arm, seeds), _curves(arm.undefended, arm, seeds)
-    return [cross_seed_maxter(ours, tau) for tau in TAUS], cross_seed_aurc(ours), cross_seed_gain(ours, theirs)
+def _cut(
+    points: Sequence[Measured], undefended: Sequence[Measured], seeds: Sequence[int], persons: Sequence[str]
+) -> Cut:
+    runs = [_run(points, undefended, seed) for seed in seeds]
+    return across_seeds(runs, persons) if len(runs) > 1 else within_run(runs[0], persons)
 
 
-def _within(arm: Arm, seed: int) -> tuple[list[CrossEstimate], Score, Score]:
-    ours, theirs = _run(arm.points, arm, seed), _run(arm.undefended, arm, seed)
-    return [folded_maxter(ours, tau) for tau in TAUS], folded_aurc(ours), folded_gain(ours, theirs)
+def _run(points: Sequence[Measured], undefended: Sequence[Measured], seed: int) -> RunTerms:
+    ours = _by_label(points, seed)
+    return RunTerms(
+        {label: _readings(found) for label, found in ours.items()},
+        {label: found[0].delta for label, found in ours.items()},
+        _readings(list(_by_label(undefended, seed).values())[-1]),
+    )
 
 
-def _curves(points: Sequence[Measured], arm: Arm, seeds: Sequence[int]) -> list[SeedCurve]:
-    curves = []
-    for seed in seeds:
-        final = _of_seed(arm.undefended, seed)[-1].scores.headline
-        readings = {
-            point.label: Reading(point.delta, head.value, head.low, head.high)
-            for point in _of_seed(points, seed)
-            for head in (point.scores.headline,)
+def _readings(found: Sequence[Measured]) -> dict[str, Column]:
+    """The readings of one point under all its attacks; several attacks are told apart by name."""
+    columns: dict[str, Column] = {}
+    for point in found:
+        columns |= readings(point.terms, two_sided=point.two_sided, prefix=f"{point.attack}/" if point.attack else "")
+    return columns
+
+
+def _columns(points: Iterable[Measured]) -> list[Column]:
+    return [column for point in points for column in readings(point.terms).values()]
+
+
+def _events(arm: Arm, cut: Cut, seeds: Sequence[int]) -> int:
+    """The undefended events pooled over seeds, of the attack read on each; of a score that counts none, its units."""
+    total = 0
+    taken = cut.readings_at(0)
+    for number, seed in enumerate(seeds):
+        final = list(_by_label(arm.undefended, seed).values())[-1]
+        reading = taken[number]
+        point = next((p for p in final if p.attack and reading.startswith(f"{p.attack}/")), final[0])
+        head = point.scores.headline
+        total += head.n if head.events is None else head.events
+    return total
+
+
+def _leakage(cut: Cut, point: int, two_sided: bool) -> dict[str, object]:
+    """A leakage as a row shows it; where the sign was chosen on other units, below 0 is noise and shown as 0."""
+    row = dataclasses.asdict(cut.leakage_at(point))
+    if two_sided:
+        row |= {name: max(0.0, row[name]) for name in ("value", "low", "high") if math.isfinite(row[name])}
+    return row | {"readings": cut.readings_at(point)}
+
+
+def _recomputable(cut: Cut) -> dict[str, dict[str, list[float]]]:
+    """The leakage of every reading at every point on every unit: from these and the costs all values follow."""
+    return {
+        reading: {
+            label: [round(value, 9) for value in cut.leakage[k, row].tolist()]
+            for row, label in enumerate(cut.table.labels)
+            if not math.isnan(cut.leakage[k, row, 0])
         }
-        curves.append(SeedCurve(readings, final.value, final.low, final.high))
-    return curves
-
-
-def _run(points: Sequence[Measured], arm: Arm, seed: int) -> RunTerms:
-    final = {term.unit: term for term in _of_seed(arm.undefended, seed)[-1].terms}
-    units = sorted(final)
-    columns, deltas = {}, {}
-    for point in _of_seed(points, seed):
-        own = {term.unit: term.value for term in point.terms}
-        if set(own) == set(final):
-            columns[point.label] = [own[unit] for unit in units]
-            deltas[point.label] = point.delta
-    return RunTerms(columns, deltas, [final[u].value for u in units], [final[u].person for u in units])
-
-
-def reduction(point: Measured, arm: Arm) -> float:
-    """Percent of its seed's final undefended leakage that a point takes away; NaN where there was none."""
-    final = _of_seed(arm.undefended, point.seed)[-1].scores.headline.value
-    return 100 * (1 - point.scores.headline.value / final) if final > 0 else math.nan
+        for k, reading in enumerate(cut.table.readings)
+    }
 
 
 def _plain(arm: Arm, seeds: Sequence[int]) -> dict[str, object]:
     """The plain maximum over points averaged over seeds, which flatters; and the Pareto front of those points."""
-    labels = list(dict.fromkeys(p.label for p in arm.points))
+    ours, ends = ({seed: _by_label(points, seed) for seed in seeds} for points in (arm.points, arm.undefended))
     points: dict[str, OperatingPoint] = {}
-    for label in labels:
-        same = [p for p in arm.points if p.label == label and p.seed in seeds]
-        if len(same) == len(seeds):
-            delta = math.fsum(p.delta for p in same) / len(same)
-            points[label] = OperatingPoint(delta, math.fsum(reduction(p, arm) for p in same) / len(same))
+    for label in dict.fromkeys(p.label for p in arm.points):
+        if all(label in ours[seed] for seed in seeds):
+            same = [ours[seed][label] for seed in seeds]
+            last = [list(ends[seed].values())[-1] for seed in seeds]
+            kept = [
+                100 * (1 - _most(a) / _most(b)) if _most(b) > 0 else math.nan for a, b in zip(same, last, strict=True)
+            ]
+            delta = math.fsum(found[0].delta for found in same) / len(seeds)
+            points[label] = OperatingPoint(delta, math.fsum(kept) / len(seeds))
     front = pareto_front(points.values())
     return {
         "maxter": {f"{tau:g}": maxter(points.values(), tau) for tau in TAUS},
         "points": {label: {"delta": p.delta, "reduction": p.reduction} for label, p in points.items()},
         "front": [{"delta": p.delta, "reduction": p.reduction} for p in front],
     }
+
+
+def _most(found: Sequence[Measured]) -> float:
+    """The headline leakage of the worst attack on a point."""
+    return max(point.scores.headline.value for point in found)
 
 
 def _paper(arm: Arm, seeds: Sequence[int], rivals: Sequence[Arm]) -> dict[str, object] | None:
@@ -187,6 +249,8 @@ def _paper(arm: Arm, seeds: Sequence[int], rivals: Sequence[Arm]) -> dict[str, o
 def _checkpoints(points: Sequence[Measured], like: Sequence[Measured], seed: int) -> list[Checkpoint] | None:
     """Raw TER and perplexity of a seed's points; None where they have other labels than ``like``, or no TER."""
     ours = _of_seed(points, seed)
+    if len({point.attack for point in ours}) > 1:
+        return None  # the paper knows of one attack
     same = [p.label for p in ours] == [p.label for p in _of_seed(like, seed)]
     if not same or any("ter" not in p.scores.beside for p in ours):
         return None
@@ -197,24 +261,8 @@ def _of_seed(points: Sequence[Measured], seed: int) -> list[Measured]:
     return [point for point in points if point.seed == seed]
 
 
-def _pooled(scores: Sequence[Score]) -> Score:
-    """The mean over seeds; limits averaged, since the seeds share their units and so their sample noise."""
-    count = len(scores)
-    events = [score.events for score in scores]
-    return Score(
-        math.fsum(score.value for score in scores) / count,
-        math.fsum(score.low for score in scores) / count,
-        math.fsum(score.high for score in scores) / count,
-        scores[0].n,
-        False,
-        sum(e for e in events if e is not None) if None not in events else None,
-    )
-
-
-def _row(score: Score) -> dict[str, object]:
-    return {"value": score.value, "low": score.low, "high": score.high, "n": score.n}
-
-
-def _cross_row(estimate: CrossEstimate) -> dict[str, object]:
-    row: Mapping[str, object] = dataclasses.asdict(estimate)
-    return dict(row)
+def _by_label(points: Sequence[Measured], seed: int) -> dict[str, list[Measured]]:
+    found: dict[str, list[Measured]] = {}
+    for point in _of_seed(points, seed):
+        found.setdefault(point.label, []).append(point)
+    return found

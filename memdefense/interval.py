@@ -198,3 +198,10 @@ class Draws:
         raw = np.asarray(self._bits.random_raw(draws), dtype=np.uint64)
         picked = ((raw >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32)
         return np.bincount(picked.astype(np.int64), minlength=size)
+
+    def table(self, size: int, resamples: int) -> Ints:
+        """`counts` of ``size`` draws, time and again, shape (size, resamples)."""
+        raw = np.asarray(self._bits.random_raw(size * resamples), dtype=np.uint64)
+        picked = ((raw >> np.uint64(32)) * np.uint64(size)) >> np.uint64(32)
+        row = np.repeat(np.arange(resamples, dtype=np.int64) * size, size)
+        return np.bincount(row + picked.astype(np.int64), minlength=size * resamples).reshape(resamples, size).T

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from memdefense.errors import DataError
-from memdefense.score import Score
+from memdefense.interval import Estimate as Bounds
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def check_budget(tau_max: float) -> None:
         raise DataError(f"tau_max = {tau_max} leaves no range of budgets: give a positive percentage, such as 20")
 
 
-def resolvable(events: int, leakage: Score) -> bool:
+def resolvable(events: int, leakage: Bounds) -> bool:
     """Whether reductions can be told at all, for all arms alike.
 
     Args:

@@ -72,6 +72,26 @@ def placements(scores: Values, labels: Labels) -> Floats:
     return (below + upto) / (2.0 * len(non_members))
 
 
+def auc_terms(scores: Values, labels: Labels) -> Floats:
+    """What each unit adds to the leakage 2 AUC - 1, members and non-members alike, shape (n,); the mean is the leakage.
+
+    A unit's term is the AUC plus n times its influence, n/m (V10 - AUC) of a member, with V10 its placement among the
+    non-members, and n/k (V01 - AUC) of one of k non-members, with V01 the share of members above it; then 2 x - 1. The
+    variance of their mean is that of DeLong et al. (1988); the placements of members alone would leave out that
+    non-members were drawn too. Empty where a class is. Raises as `auc`.
+    """
+    flags = np.asarray(labels, dtype=np.bool_)
+    mine = placements(scores, labels)
+    theirs = placements(-np.asarray(scores, dtype=np.float64), ~flags)
+    if not len(mine) or not len(theirs):
+        return np.empty(0)
+    value, n = float(mine.mean()), len(flags)
+    found = np.empty(n)
+    found[flags] = value + n / len(mine) * (mine - value)
+    found[~flags] = value + n / len(theirs) * (theirs - value)
+    return 2.0 * found - 1.0
+
+
 def auc_interval(
     scores: Values,
     labels: Labels,

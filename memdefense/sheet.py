@@ -14,7 +14,7 @@ import torch
 
 from memdefense.attack import Attack, Outcome, Utility
 from memdefense.defense import Defense, overrides
-from memdefense.entries import Arm, Measured, entry_of
+from memdefense.entries import WORST, Arm, Measured, entries_of
 from memdefense.errors import MemdefenseError, NotApplicable, StoreError
 from memdefense.lab import StoredPoint, read_samples
 from memdefense.pipeline import Defended, Work, defend, measure, retried, scored, write_outcomes
@@ -83,33 +83,74 @@ class Sheet:
             self._point(label, defended, point)
 
     def entries(self, arms: Mapping[str, Sequence[Defense]]) -> list[Row]:
-        """One row per defense and attack."""
+        """One row per defense and attack, and per family of several attacks one against the worst of them."""
         found = []
-        for label, specs in arms.items():
-            for attack in self._attacks:
-                undefended = self._measured.get((UNDEFENDED.spec, attack.spec), [])
-                measured = {name: Arm(self._measured.get((name, attack.spec), []), undefended) for name in arms}
-                rows = [r for r in self.rows if r["defense_label"] == label and r["attack_spec"] == attack.spec]
-                statuses: dict[str, int] = {}
-                for row in rows:
-                    statuses[row["status"]] = statuses.get(row["status"], 0) + 1
-                named = {
-                    "row": "entry",
-                    "schema": SCHEMA,
-                    **self._names(specs[0], attack),
-                    "defense_label": label,
-                    "defense_spec": [spec.spec for spec in specs],
-                    "statuses": statuses,
-                    "errors": sorted({row["error"] for row in rows if row["error"]}),
-                    "train_seconds": math.fsum(_cost_of(rows, "train_seconds")),
-                }
-                entry = {**named, **entry_of(measured[label], list(measured.values())), "provenance": self._provenance}
-                entry["recipe"] = digest([code_of("memdefense.entries"), *sorted({row["recipe"] for row in rows})])
-                entry["key"] = digest([entry["recipe"], sorted(row["key"] for row in rows)])
-                found.append(entry)
-                if self._writer:
-                    self._writer.row(entry)
+        families: dict[str, list[Attack]] = {}
+        for attack in self._attacks:
+            families.setdefault(attack.family, []).append(attack)
+        groups = [[attack] for attack in self._attacks] + [group for group in families.values() if len(group) > 1]
+        for group in groups:
+            numbers = entries_of({label: self._arm(label, group) for label in arms})
+            found += [self._entry(label, specs, group, numbers[label]) for label, specs in arms.items()]
+        for entry in found:
+            if self._writer:
+                self._writer.row(entry)
         return found
+
+    def _arm(self, label: str, group: Sequence[Attack]) -> Arm:
+        """A defense's points under some attacks, told apart by name where there are several.
+
+        Without points where one of several failed: it may be the worst.
+        """
+        points, undefended = (
+            [
+                dataclasses.replace(point, attack=attack.spec if len(group) > 1 else "")
+                for attack in group
+                for point in self._measured.get((name, attack.spec), [])
+            ]
+            for name in (label, UNDEFENDED.spec)
+        )
+        return Arm([] if self._failures(label, group) else points, undefended)
+
+    def _failures(self, label: str, group: Sequence[Attack]) -> list[str]:
+        """Those of several attacks that failed against a defense."""
+        specs = [attack.spec for attack in group] if len(group) > 1 else []
+        return sorted(
+            {
+                row["attack_spec"]
+                for row in self.rows
+                if row["defense_label"] == label and row["attack_spec"] in specs and row["status"] == "error"
+            }
+        )
+
+    def _entry(self, label: str, specs: Sequence[Defense], group: Sequence[Attack], numbers: Row) -> Row:
+        specs_of = [attack.spec for attack in group]
+        rows = [r for r in self.rows if r["defense_label"] == label and r["attack_spec"] in specs_of]
+        statuses: dict[str, int] = {}
+        for row in rows:
+            statuses[row["status"]] = statuses.get(row["status"], 0) + 1
+        names = self._names(specs[0], group[0])
+        if len(group) > 1:
+            widest = max((attack.access for attack in group), key=("text", "logprobs", "weights").index)
+            names |= {"attack": WORST, "attack_spec": WORST, "access": widest, "attacks": specs_of}
+            if failed := self._failures(label, group):
+                note = f"not resolvable: {', '.join(failed)} failed, and may be the worst attack"
+                numbers = {**numbers, "note": note}
+        entry = {
+            "row": "entry",
+            "schema": SCHEMA,
+            **names,
+            "defense_label": label,
+            "defense_spec": [spec.spec for spec in specs],
+            "statuses": statuses,
+            "errors": sorted({row["error"] for row in rows if row["error"]}),
+            "train_seconds": math.fsum(_cost_of(rows, "train_seconds")),
+            **numbers,
+            "provenance": self._provenance,
+        }
+        entry["recipe"] = digest([code_of("memdefense.entries"), *sorted({row["recipe"] for row in rows})])
+        entry["key"] = digest([entry["recipe"], sorted(row["key"] for row in rows), len(group)])
+        return entry
 
     def _reference(self, seed: int) -> _Reference:
         defended = defend(self._work, UNDEFENDED, seed)
@@ -172,7 +213,15 @@ class Sheet:
             )
             self._measured.setdefault((label, attack.spec), []).append(
                 Measured(
-                    seed, name, delta, scores, terms, utility[Perplexity.name].headline.value, status, defense.spec
+                    seed,
+                    name,
+                    delta,
+                    scores,
+                    terms,
+                    utility[Perplexity.name].headline.value,
+                    status,
+                    defense.spec,
+                    attack.two_sided,
                 )
             )
             row = {

@@ -33,7 +33,7 @@ def score(value: float | None, low: float | None = None, high: float | None = No
     return {"value": value, "low": low, "high": high, "n": 60, "events": 33, **more}
 
 
-def entry(label: str, gain: tuple[float, float, float] = (0, 0, 0), *, status: str = "ok", **more: Any) -> Row:
+def entry(label: str, limits: tuple[float, float, float] = (0, 0, 0), *, status: str = "ok", **more: Any) -> Row:
     budgets = {tau: score(value, value - 12, value + 9) for tau, value in (("1", 10.0), ("5", 55.0), ("20", 81.5))}
     row: Row = {
         "row": "entry",
@@ -43,7 +43,8 @@ def entry(label: str, gain: tuple[float, float, float] = (0, 0, 0), *, status: s
         "defense_spec": [label],
     }
     row |= {"resolvable": True, "note": "", "statuses": {status: 5}, "errors": [], "undefended": score(0.5)}
-    return row | {"maxter": budgets, "aurc": score(40.0, 20.0, 60.0), "gain": score(*gain)} | more
+    numbers = {"maxter": budgets, "aurc": score(40.0, 20.0, 60.0), "gain": score(*limits)}
+    return row | numbers | more
 
 
 def unresolved(label: str, note: str, *, status: str = "ok", errors: tuple[str, ...] = ()) -> Row:
@@ -108,7 +109,7 @@ def test_numbers_have_units_intervals_and_directions(printed: Printed) -> None:
     text = printed(EVERYTHING)
     line = next(line for line in text.splitlines() if line.split()[1:2] == ["rmft"])
     # The mean over seeds of the leakage at the end; MaxTER at 1, 5, 20 %; AURC; gain; the worst cost.
-    assert line.split() == ["1", "rmft", "0.300", "10.0", "55.0", "81.5", "40.0", "+30.0", "12.0", "5", "ok"]
+    assert line.split() == ["1-2", "rmft", "0.300", "10.0", "55.0", "81.5", "40.0", "+30.0", "12.0", "5", "ok"]
     after = text.splitlines()[text.splitlines().index(line) + 1]
     assert after.split() == ["[0.20,0.40]", "[-2,19]", "[43,64]", "[70,90]", "[20,60]", "[20,40]", "contin.", "61", "s"]
     head = text.splitlines()[2:4]
@@ -120,13 +121,53 @@ def test_numbers_have_units_intervals_and_directions(printed: Printed) -> None:
     assert "finds 80.0 % of the secrets' occurrences" in " ".join(text.split())
 
 
-def test_overlapping_gains_are_ties_and_clear_ones_are_not(printed: Printed) -> None:
-    text = printed(EVERYTHING)
+def places(text: str) -> dict[str, str]:
+    """The place of every line of a table, by the first five letters of its defense."""
     lines = (line.split() for line in text.splitlines() if line[:1] == " " and line[1:3].strip())
-    ranks = {cells[1][:5]: cells[0] for cells in lines if len(cells) > 3 and (cells[0] == "-" or cells[0].isdigit())}
-    assert (ranks["rmft"], ranks["dedup"]) == ("1", "1")  # 20 to 40 and 15 to 35
-    assert (ranks["none"], ranks["twin"]) == ("3", "3")  # 0 to 0 and -2 to 2, both below the two
+    return {cells[1][:5]: cells[0] for cells in lines if len(cells) > 3 and (cells[0] == "-" or cells[0][0].isdigit())}
+
+
+def test_overlapping_gains_are_ties_and_clear_ones_are_not(printed: Printed) -> None:
+    ranks = places(printed(EVERYTHING))
+    assert (ranks["rmft"], ranks["dedup"]) == ("1-2", "1-2")  # 20 to 40 and 15 to 35
+    assert (ranks["none"], ranks["twin"]) == ("3-4", "3-4")  # 0 to 0 and -2 to 2, both below the two
     assert ranks["small"] == ranks["broke"] == "-"
+
+
+def test_entries_that_were_compared_pair_by_pair_keep_their_places(printed: Printed) -> None:
+    pair = [
+        entry("none", rank=[2, 2], of=2, versus={"rmft": {"holm": 0.01}}),
+        entry("rmft", (1.0, -1.0, 3.0), rank=[1, 1], of=2, versus={"none": {"holm": 0.01}}),
+    ]
+    # The pair was told apart person by person, though the intervals overlap.
+    assert places(printed(pair)) == {"rmft": "1", "none": "2"}
+    # An entry of another run was compared with neither.
+    assert places(printed([*pair, entry("dedup")])) == {"rmft": "1-3", "none": "1-3", "dedup": "1-3"}
+
+
+def test_the_worst_attack_ranks_and_comes_first(printed: Printed) -> None:
+    worst = {"attack": "worst", "attack_spec": "worst", "attacks": ["prefix", "sampling"]}
+    read = {"leakage": score(0.21, 0.1, 0.3) | {"readings": ["sampling/", "prefix/"]}}
+    rows = [entry("none"), entry("rmft"), entry("none") | worst, entry("rmft", (30.0, 20.0, 40.0)) | worst | read]
+    rows += [point("none", 0.5), point("rmft", 0.1), point("rmft", 0.2) | {"attack_spec": "sampling"}]
+    text = printed(rows)
+    first, second = "worst extraction attack of prefix, sampling (text)", "· prefix (text)"
+    assert 0 <= text.index(first) < text.index(second)
+    assert "the attack that leaks most at the end: rmft sampling or prefix" in " ".join(text.split())
+    assert next(line for line in text.splitlines() if line.split()[1:2] == ["rmft"]).split()[2] == "0.210"
+    # The tables of single attacks keep their own points.
+    assert text.count("member values extracted") == 1
+    assert printed(rows, points=True).count("d contin.") == 1
+
+
+def test_noise_by_its_source_and_figures_for_comparison_stand_below(printed: Printed) -> None:
+    gain = score(30.0, 20.0, 40.0) | {"run_limits": [18.0, 42.0], "sample_limits": [24.0, 36.0]}
+    plain_maximum = {"maxter": {"1": 60.2, "5": 80.0, "20": None}}
+    paper = {"ter_mean": 75.0, "maxter_paper": 87.5, "aurc_paper": 70.0}
+    text = " ".join(printed([entry("rmft", gain=gain, plain=plain_maximum, paper=paper), entry("none")]).split())
+    assert "half width of the gain's interval from runs / from persons, in %: rmft 12 / 6" in text
+    assert "plain maximum at 1 / 5 / 20 %, which flatters: rmft 60 / 80 / -" in text
+    assert "as the RMFT paper counts, mean TER / MaxTER / AURC: rmft 75 / 88 / 70" in text
 
 
 def test_what_was_published_stands_beside_what_was_measured(printed: Printed) -> None:

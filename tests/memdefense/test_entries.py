@@ -9,17 +9,26 @@ from typing import Any, cast
 import pytest
 
 from memdefense.attack import Term
-from memdefense.entries import Arm, Measured, entry_of
+from memdefense.entries import Arm, Measured, entries_of, entry_of
 from memdefense.score import Score, Scores
 
 
 def measured(
-    seed: int, label: str, delta: float, leakage: float, *, ter: float | None = None, events: int = 40, units: int = 60
+    seed: int,
+    label: str,
+    delta: float,
+    leakage: float,
+    *,
+    ter: float | None = None,
+    events: int = 40,
+    units: int = 60,
+    attack: str = "",
 ) -> Measured:
     head = Score(leakage, leakage - 0.05, leakage + 0.05, units, False, events)
-    terms = [Term(f"u{n}", f"p{n}", leakage) for n in range(units)]
+    hits = round(leakage * units)  # of persons by turns, so that points are not of the same ones
+    terms = [Term(f"u{n}", f"p{n}", float((7 * n + 3 * seed) % units < hits)) for n in range(units)]
     beside = {} if ter is None else {"ter": Score(ter, ter, ter, units)}
-    return Measured(seed, label, delta, Scores(head, beside), terms, 10 * (1 + delta / 100))
+    return Measured(seed, label, delta, Scores(head, beside), terms, 10 * (1 + delta / 100), attack=attack)
 
 
 NONE = [
@@ -77,7 +86,7 @@ def test_one_seed_by_hand() -> None:
 
 def test_few_events_or_an_interval_that_reaches_chance_are_not_resolvable() -> None:
     few = [measured(0, "1.0", 0, 0.5, events=29)]
-    weak = [measured(0, "1.0", 0, 0.04)]
+    weak = [measured(0, "1.0", 0, 0.0)]
     for undefended in (few, weak):
         found = entry([measured(0, "1.0", 0, 0.1)], undefended)
         assert not found["resolvable"]
@@ -103,6 +112,7 @@ def test_a_label_that_a_seed_lacks_cannot_be_chosen() -> None:
     extra = [*ARM, measured(0, "1.0/repair-1", 0, 0.0)]
     assert entry(extra, NONE)["maxter"] == entry(ARM, NONE)["maxter"]
     assert "1.0/repair-1" not in entry(extra, NONE)["plain"]["points"]
+    assert "1.0/repair-1" not in entry(extra, NONE)["deltas"]
     # A seed without the arm is left out, and the other is taken for itself.
     assert entry(ARM[:2], NONE)["seeds"] == [0]
 
@@ -125,3 +135,75 @@ def test_the_papers_figures_by_hand() -> None:
     assert paper["aurc_paper"] == pytest.approx((50 * 6 + 87.5 * 8) / 16)  # a rival's 16 % does
     assert entry_of(Arm([measured(0, "other", 2, 0.1, ter=0.1)], base))["paper"] is None
     assert entry(ARM, NONE)["paper"] is None  # no TER
+
+
+def test_the_worst_attack_of_a_family_by_hand() -> None:
+    def both(label: str, delta: float, a: float, b: float) -> list[Measured]:
+        return [
+            measured(seed, label, delta, leakage, attack=attack)
+            for seed in (0, 1)
+            for attack, leakage in (("a", a), ("b", b))
+        ]
+
+    none = both("1.0", 0, 0.5, 0.3)
+    # The defense stops a and not b: what is left of the worst is 0.3 of 0.5, though of a alone a tenth is.
+    found = entry(both("1.0", 2, 0.05, 0.3), none)
+    assert found["maxter"]["5"]["value"] == pytest.approx(40)
+    assert found["maxter"]["5"]["readings"] == ("b/", "b/")
+    assert found["leakage"]["value"] == pytest.approx(0.3)
+    assert found["leakage"]["readings"] == ("b/", "b/")
+    assert found["undefended"]["readings"] == ("a/", "a/")
+    assert found["plain"]["maxter"]["5"] == pytest.approx(40)
+    assert found["paper"] is None
+    # One that makes no sense against the defense is left out; what it found undefended stays.
+    alone = [point for point in both("1.0", 2, 0.05, 0.3) if point.attack == "a"]
+    assert entry(alone, none)["maxter"]["5"]["value"] == pytest.approx(90)
+
+
+def test_a_score_and_its_sign_are_chosen_on_other_seeds() -> None:
+    def point(seed: int, loss: float, zlib: float) -> Measured:
+        head = Score(loss, loss - 0.05, loss + 0.05, 60, False)
+        terms = [
+            Term(f"u{n}", f"p{n}", value + 0.2 * (-1) ** n, reading)
+            for reading, value in (("", loss), ("zlib", zlib))
+            for n in range(60)
+        ]
+        return Measured(seed, "1.0", 0.0, Scores(head, {}), terms, 10.0, two_sided=True)
+
+    none = [point(seed, 0.1, -0.6) for seed in (0, 1, 2)]
+    found = entry([point(seed, -0.3, 0.0) for seed in (0, 1, 2)], none)
+    assert found["undefended"]["readings"] == ("-zlib",) * 3
+    assert found["leakage"]["readings"] == ("-",) * 3
+    assert found["maxter"]["1"]["value"] == pytest.approx(50)
+    # Seed 0 leaks the other way than the others: read with their sign it is below 0, and shown as no leakage.
+    turned = entry([point(0, -0.9, 0.0), point(1, 0.1, 0.0), point(2, 0.1, 0.0)], none)["leakage"]
+    assert (turned["value"], turned["low"]) == (0.0, 0.0)
+
+
+def test_an_entry_holds_what_its_values_are_made_of() -> None:
+    found = entry(ARM, NONE)
+    leakage, deltas = found["readings"][""], found["deltas"]
+    for tau, estimate in found["maxter"].items():
+        read = [leakage[label][seed] for seed, label in enumerate(estimate["chosen"])]
+        assert estimate["value"] == pytest.approx(100 * (1 - sum(read) / sum(leakage["do nothing"])))
+        assert [deltas[label][seed] for seed, label in enumerate(estimate["chosen"])] == list(estimate["deltas"])
+        others = [deltas[label][1 - seed] for seed, label in enumerate(estimate["chosen"])]
+        assert max(others) <= float(tau)
+    for name in ("low", "high", "run_limits", "sample_limits"):
+        assert name in found["gain"]
+
+
+def test_arms_of_a_run_are_ranked_with_ties_shown() -> None:
+    weak = [measured(seed, "1.0", 1, 0.5) for seed in (0, 1)]
+    found = entries_of(
+        {"none": Arm(NONE, NONE), "arm": Arm(ARM, NONE), "again": Arm(ARM, NONE), "weak": Arm(weak, NONE)}
+    )
+    ranks = {label: entry["rank"] for label, entry in found.items()}
+    assert ranks["arm"] == ranks["again"]
+    assert found["arm"]["of"] == 4
+    versus = cast(Mapping[str, Any], found["arm"]["versus"])
+    assert versus["again"]["p"] == 1.0
+    assert versus["none"]["difference"] == pytest.approx(cast(Mapping[str, Any], found["arm"]["gain"])["value"])
+    assert "rank" not in entry_of(Arm(ARM, NONE))
+    few = [measured(seed, "1.0", 0, 0.5, events=3) for seed in (0, 1)]
+    assert "rank" not in entries_of({"none": Arm(few, few)})["none"]

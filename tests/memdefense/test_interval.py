@@ -166,3 +166,6 @@ def test_draws_are_pinned_and_uniform() -> None:
     counts = Draws(1).counts(10, 100_000)
     assert counts.sum() == 100_000
     assert stats.chisquare(counts).pvalue > 0.001
+    # A table is the same stream cut into resamples.
+    draws = Draws(2)
+    assert Draws(2).table(7, 3).T.tolist() == [draws.counts(7, 7).tolist() for _ in range(3)]

@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve  # type: ignore[import-untyped, unused-ignore]
 
 from memdefense.errors import DataError
-from memdefense.roc import auc, auc_interval, placements, tpr_at_fpr
+from memdefense.roc import auc, auc_interval, auc_terms, placements, tpr_at_fpr
 
 
 @pytest.mark.parametrize("levels", [2, 7, 10**6])
@@ -44,6 +44,18 @@ def test_bad_scores_are_refused() -> None:
         auc_interval([1.0, 2.0], [True, False], groups=["a"])
     with pytest.raises(DataError, match="resamples"):
         auc_interval([1.0, 2.0], [True, False], resamples=1)
+
+
+def test_auc_terms_have_the_leakage_as_mean_and_delongs_variance() -> None:
+    rng = np.random.default_rng(3)
+    scores, labels = rng.integers(0, 9, 90) / 3.0, np.arange(90) < 30
+    terms = auc_terms(scores, labels)
+    assert terms.mean() == pytest.approx(2 * roc_auc_score(labels, scores) - 1)
+    # DeLong et al. (1988): the variances of both classes' placements, each over its size.
+    wins = (np.sign(scores[:30, np.newaxis] - scores[np.newaxis, 30:]) + 1) / 2
+    expected = 4 * (wins.mean(axis=1).var(ddof=0) / 30 + wins.mean(axis=0).var(ddof=0) / 60)
+    assert terms.var() / 90 == pytest.approx(expected)
+    assert len(auc_terms([1.0, 2.0], [True, True])) == 0
 
 
 def test_auc_interval_has_width_at_the_ends_and_counts_persons() -> None:

@@ -88,6 +88,14 @@ class Faulty(Attack):
         return Scores(Score(0.0, 0.0, 0.0, 0), {})
 
 
+@dataclasses.dataclass(frozen=True)
+class Lost(Faulty):
+    """Raises, and is of the family of prefix."""
+
+    name: ClassVar[str] = "lost"
+    family = "extraction"
+
+
 def measured(folder: Path, defenses: object, attacks: object = (Prefix(),), seeds: Sequence[int] = (0,)) -> Results:
     return memdefense.run(
         tiny_benchmark(),
@@ -137,6 +145,25 @@ def test_a_failing_pair_is_an_error_row_and_the_rest_goes_on(tmp_path: Path) -> 
     pairs = {(row["attack"], row["status"]) for row in of(results, "rmft")}
     assert pairs == {("faulty", "error"), ("prefix", "ok")}
     assert all(row["leakage"] is None for row in results.failed)
+
+
+def test_several_attacks_of_a_family_leave_an_entry_against_the_worst(tmp_path: Path) -> None:
+    results = measured(tmp_path, [RMFT()], [Prefix(), Prefix(random=2)])
+    worst = {entry["defense_label"]: entry for entry in results.entries if entry["attack"] == "worst"}
+    assert set(worst) == {"none", "rmft", "never-trained", "refuse"}
+    assert worst["rmft"]["attacks"] == ["prefix", "prefix:random=2"]
+    # Each leakage is recomputed from what the entry holds.
+    single = {row["attack_spec"]: row for row in results.entries if row["defense_label"] == "rmft"}
+    for spec in worst["rmft"]["attacks"]:
+        assert worst["rmft"]["readings"][f"{spec}/"] == single[spec]["readings"][""]
+    assert all(entry["attack"] == "prefix" for entry in results.entries if "attacks" not in entry)
+
+
+def test_an_attack_that_failed_may_have_been_the_worst(tmp_path: Path) -> None:
+    results = measured(tmp_path, [RMFT()], [Lost(), Prefix()])
+    worst = [entry for entry in results.entries if entry["attack"] == "worst"]
+    assert all(not entry["resolvable"] and "lost failed" in entry["note"] for entry in worst)
+    assert {entry["attack"] for entry in results.entries} == {"lost", "prefix", "worst"}
 
 
 def test_a_second_run_reads_everything_from_the_store_and_says_the_same(

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats  # type: ignore[import-untyped, unused-ignore]
+
+from memdefense.compare import compared, holm, sign_flips
+from memdefense.crossfit import AcrossSeeds
+from memdefense.cut import Cut
+from memdefense.simulation import Truth, arms
+
+
+def test_sign_flips_equal_all_permutations() -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.normal(0.4, 1.0, (5, 10)).round(1)
+    found = sign_flips(rows, flips=40_000)
+    for row, p in zip(rows, found, strict=True):
+        sums = [abs(float(np.dot(signs, row))) for signs in itertools.product((1, -1), repeat=10)]
+        exact = np.mean([total >= abs(row.sum()) - 1e-9 for total in sums])
+        assert p == pytest.approx(exact, abs=0.012)
+
+
+def test_sign_flips_of_many_persons_equal_scipy() -> None:
+    rng = np.random.default_rng(2)
+    row = rng.normal(0.08, 1.0, 500)
+    theirs = stats.permutation_test(
+        (row,), np.sum, permutation_type="samples", n_resamples=9999, rng=np.random.default_rng(3), vectorized=True
+    )
+    assert sign_flips(row[np.newaxis]) == pytest.approx([theirs.pvalue], abs=0.02)
+    assert sign_flips(np.zeros((1, 40))) == pytest.approx([1.0])
+    assert sign_flips(np.ones((1, 100)), flips=999) == pytest.approx([0.001])
+
+
+def test_sign_flips_keep_their_level() -> None:
+    rng = np.random.default_rng(4)
+    # A person's differences repeat on three seeds; as 300 units of their own they would look like evidence.
+    persons = rng.normal(size=(1000, 100))
+    assert (sign_flips(3 * persons, flips=999) < 0.05).mean() == pytest.approx(0.05, abs=0.02)
+
+
+def test_holm_by_hand() -> None:
+    # 0.01 * 4, 0.02 * 3, 0.03 * 2 (kept at 0.06), 0.5.
+    assert holm([0.02, 0.5, 0.01, 0.03]) == pytest.approx([0.06, 0.5, 0.04, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def of(rng: np.random.Generator, effects: list[float], noise: float, seeds: int = 3) -> dict[str, Cut]:
+    found = arms(rng, Truth(base=0.6, noise=noise, seeds=seeds, points=2), effects)
+    return {f"arm {i}": AcrossSeeds(table, resamples=50) for i, table in enumerate(found)}
+
+
+def test_arms_far_apart_are_ranked_and_equal_ones_are_ties() -> None:
+    found = compared(of(np.random.default_rng(5), [0.0, 0.5, 0.5, 0.95], noise=0.0))
+    assert found["arm 3"].rank == (1, 1)
+    assert found["arm 1"].rank == found["arm 2"].rank == (2, 3)
+    assert found["arm 0"].rank == (4, 4)
+    versus = found["arm 3"].versus["arm 0"]
+    assert versus["difference"] == -found["arm 0"].versus["arm 3"]["difference"] > 80
+    assert versus["holm"] < 0.05 < found["arm 1"].versus["arm 2"]["holm"]
+    assert compared({"alone": next(iter(of(np.random.default_rng(6), [0.1], 0.0).values()))})["alone"].rank == (1, 1)
+
+
+def test_a_lucky_run_ranks_nobody() -> None:
+    rng = np.random.default_rng(7)
+    permuted, ranked = [], []
+    for _ in range(60):
+        found = compared(of(rng, [0.5, 0.5], noise=0.2))
+        permuted.append(found["arm 0"].versus["arm 1"]["p"] < 0.05)
+        ranked.append(found["arm 0"].rank != (1, 2))
+    # The permutation speaks of these trained models; the interval between seeds knows that others would differ.
+    assert np.mean(permuted) > 0.2
+    assert np.mean(ranked) <= 0.12
