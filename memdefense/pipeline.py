@@ -191,6 +191,10 @@ def measure(
     def maker(folder: Path) -> Mapping[str, object]:
         corpus = work.corpus.copy()  # and a copy of the weights below: what one plugin breaks, no other gets
         attacked = model().copy() if plugin.access == "weights" else model()
+
+        def again(documents: Documents, other: int) -> Target:
+            return _shadow(work, defense, point.label, documents, other, lab.replay)
+
         lab = AttackLab(
             work.bench,
             who=plugin.spec,
@@ -200,7 +204,7 @@ def measure(
             config=work.config,
             base=work.base,
             curated=defended.curated,
-            defended=functools.partial(_shadow, work, defense, point.label) if plugin.shadows else None,
+            defended=again if plugin.shadows else None,
             at=point.at,
             base_digest=work.base_digest,
         )
@@ -396,10 +400,17 @@ def _cost(artifact: Artifact) -> dict[str, float]:
     return cost
 
 
-def _shadow(work: Work, defense: Defense, label: str, documents: Documents, seed: int) -> Target:
+def _shadow(
+    work: Work, defense: Defense, label: str, documents: Documents, seed: int, replay: Callable[[float], None]
+) -> Target:
+    started = time.monotonic()
     shadow = defend(work, defense, seed, documents)
+    # An attack costs what its shadow models cost, also where another seed of the run has trained them before.
+    spent = sum(seconds for name, seconds in shadow.cost.items() if name.endswith("_seconds"))
+    replay(max(0.0, spent - (time.monotonic() - started)))
     point = next((point for point in shadow.points if point.label == label), shadow.points[-1])
-    return shadow.target(point.load(work.bench.device))
+    target = shadow.target(point.load(work.bench.device))
+    return remembered(target, work.bench.store, shadow.answers(point), replay)
 
 
 __all__ = [

@@ -317,7 +317,8 @@ def test_attack_that_defends_again_is_kept_apart_for_each_defense_and_point(work
         defended = defend(work, defense, 0)
         point = defended.points[place]
         facts = measure(defended, point, Peek(how=how), lambda: point.load("cpu"))[1].facts
-        return dict(facts["notes"])  # type: ignore[call-overload]
+        found: dict[str, float] = dict(facts["notes"])  # type: ignore[call-overload]
+        return found
 
     plain, retrained = Defense(), Retrain()  # the same documents and weights
     assert notes(plain, 1, "")["run"] == notes(retrained, 1, "")["run"]
@@ -328,6 +329,14 @@ def test_attack_that_defends_again_is_kept_apart_for_each_defense_and_point(work
         (signal,) = work.lab("", 0).serve(point.load("cpu")).signals([work.corpus.train[0].text])
         assert notes(plain, place, "shadow")["logprob"] == float(signal.logprob.mean()), place
     assert notes(plain, 0, "shadow")["logprob"] != notes(plain, 1, "shadow")["logprob"]
+
+
+def test_shadow_models_cost_what_their_training_did_whoever_asked_for_it_first(work: Work) -> None:
+    shadow = defend(work, Defense(), 7, work.corpus.train[:8])  # from here on in the store
+    undefended = defend(work, Defense(), 0)
+    last = undefended.points[-1]
+    facts = measure(undefended, last, Peek(how="shadow"), lambda: last.load("cpu"))[1].facts
+    assert float(str(facts["seconds"])) >= shadow.cost["train_seconds"] > 0
 
 
 def test_attack_that_defends_again_has_to_say_so(work: Work) -> None:
