@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from memdefense import Outcome, Score, Scores
 from memdefense.attack import Term
-from memdefense.roc import auc, auc_interval, placements, tpr_at_fpr
+from memdefense.roc import auc, auc_interval, auc_terms, tpr_at_fpr
 from memdefense.score import rate
 
 _RATES = ((0.1, "10%"), (0.01, "1%"), (0.001, "0.1%"))
@@ -48,12 +48,15 @@ def membership(outcomes: Sequence[Outcome], names: Sequence[str], headline: str)
     return Scores(leakage, beside)
 
 
-def membership_terms(outcomes: Sequence[Outcome], headline: str) -> list[Term]:
-    """What each member adds to the leakage."""
+def membership_terms(outcomes: Sequence[Outcome], headline: str, names: Sequence[str] = ()) -> list[Term]:
+    """What each unit adds to the leakage of the headline, and, as readings of their own, to those of further scores."""
     labels = [outcome.member for outcome in outcomes]
-    placed = placements([outcome.values[headline] for outcome in outcomes], labels)
-    members = [outcome for outcome in outcomes if outcome.member]
-    return [Term(o.unit, o.group, 2 * float(place) - 1) for o, place in zip(members, placed, strict=len(placed) > 0)]
+    found = []
+    for name in dict.fromkeys((headline, *names)):
+        values = auc_terms([outcome.values[name] for outcome in outcomes], labels).tolist()
+        reading = "" if name == headline else name
+        found += [Term(o.unit, o.group, v, reading) for o, v in zip(outcomes, values, strict=len(values) > 0)]
+    return found
 
 
 def _area(outcomes: Sequence[Outcome], name: str, labels: Sequence[bool], groups: Sequence[str]) -> Score:

@@ -58,8 +58,8 @@ class MIA(Attack):
     ``lowercase``, LL(x) / LL(lower x) turned (Carlini et al. 2021); ``reference``, LL - LL of the model before the
     private text. On request: ``recall`` (Xie et al. 2024) and ``con-recall`` (Wang et al. 2025), with known non-members
     or members before the text; ``neighbourhood`` (Mattern et al. 2023), dear by its many copies; ``samia`` (Kaneko et
-    al. 2024), sampled continuations, which needs text alone. `membership_scores` has the formulas. The headline is
-    named beforehand, not chosen after the fact.
+    al. 2024), sampled continuations, which needs text alone. `membership_scores` has the formulas. A row's
+    headline is named beforehand, not chosen after the fact; entries choose score and sign on other seeds or persons.
 
     ``auc_model_free`` is a classifier that sees the texts and no model. Where its interval lies above 0.5 the split
     itself gives members away, and no membership number of the benchmark can be trusted. Texts without a predicted
@@ -86,6 +86,7 @@ class MIA(Attack):
 
     name: ClassVar[str] = "mia"
     family = "membership"
+    two_sided: ClassVar[bool] = True
     summary: ClassVar[str] = "Membership of documents or authors by eleven scores, most of them from one pass."
     paper: ClassVar[str] = "Yeom 2018; Carlini 2021; Shi 2024; Zhang 2025; Zhang 2024; Xie 2024; Mattern 2023"
     headline: ScoreName = "reference"
@@ -140,12 +141,15 @@ class MIA(Attack):
         yield from self._outcomes(corpus, documents, values, [d.id in trained for d in documents], lab)
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
-        found = outcomes[0].values if outcomes else {}
-        names = [name for name in SCORES if name in found or name == self.headline]
-        return membership(outcomes, names, self.headline)
+        return membership(outcomes, self._found(outcomes), self.headline)
 
     def terms(self, outcomes: Sequence[Outcome]) -> list[Term]:
-        return membership_terms(outcomes, self.headline)
+        return membership_terms(outcomes, self.headline, self._found(outcomes))
+
+    def _found(self, outcomes: Sequence[Outcome]) -> list[str]:
+        """The scores that outcomes hold."""
+        found = outcomes[0].values if outcomes else {}
+        return [name for name in SCORES if name in found or name == self.headline]
 
     def _check(self) -> None:
         if not 0 < self.k <= 1:

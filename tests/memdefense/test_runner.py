@@ -89,11 +89,17 @@ class Faulty(Attack):
 
 
 @dataclasses.dataclass(frozen=True)
-class Lost(Faulty):
+class Lost(Attack):
     """Raises, and is of the family of prefix."""
 
     name: ClassVar[str] = "lost"
     family = "extraction"
+
+    def run(self, target: object, corpus: Corpus, lab: object) -> list[Outcome]:
+        raise KeyError("lost")
+
+    def score(self, outcomes: Sequence[Outcome]) -> Scores:
+        return Scores(Score(0.0, 0.0, 0.0, 0), {})
 
 
 def measured(folder: Path, defenses: object, attacks: object = (Prefix(),), seeds: Sequence[int] = (0,)) -> Results:
