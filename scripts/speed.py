@@ -151,7 +151,7 @@ def membership() -> dict[str, float]:
 
 
 def bootstrap() -> dict[str, float]:
-    """Seconds of an AUC\'s interval by 1,000 resamples of 20,000 scores, of units alone and of persons of four each."""
+    """Seconds of an AUC's interval by 1,000 resamples of 20,000 scores, of units alone and of persons of four each."""
     rng = np.random.default_rng(0)
     scores, labels = rng.normal(size=20_000), rng.random(20_000) < 0.5
     persons = [f"p{i // 4}" for i in range(len(scores))]
