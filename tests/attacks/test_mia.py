@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import zlib
 from collections.abc import Sequence
-from typing import get_args
+from pathlib import Path
+from typing import ClassVar, get_args
 
 import numpy as np
 import pytest
@@ -17,13 +20,17 @@ from memdefense.attacks import mia
 from memdefense.attacks.membership_evidence import by_hash
 from memdefense.attacks.mia import MIA, SCORES, USUAL
 from memdefense.corpus import Canary, Corpus, Document
+from memdefense.defense import Defense
+from memdefense.defenses.never_trained import NeverTrained
 from memdefense.errors import DataError, MemdefenseError, NotApplicable, SpecError
 from memdefense.lab import AttackLab, Bench
 from memdefense.lm import LM
+from memdefense.pipeline import defend, measure
 from memdefense.registry import build
+from memdefense.runner import Settings, prepare
 from memdefense.store import Store
 from memdefense.target import GREEDY, LocalTarget, Sampling
-from memdefense.testing import check_attack
+from memdefense.testing import TinyBenchmark, check_attack
 from memdefense.train import TrainConfig
 
 TRAIN = [Document(f"t{n}", text, f"p{n}") for n, text in enumerate(["The Team met today.", "Call Anna, please!", "x"])]
@@ -327,4 +334,35 @@ def test_large_corpora_go_through_in_slices(store: Store, tiny_lm: LM, monkeypat
 
 def test_contract() -> None:
     check_attack(MIA())
-    check_attack(MIA(headline="recall", scores=("con-recall", "neighbourhood", "samia"), unit="author", shots=2))
+    dear: tuple[mia.ScoreName, ...] = ("con-recall", "neighbourhood", "samia")
+    check_attack(MIA(headline="recall", scores=dear, unit="author", shots=2, neighbours=2, samples=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Longer(TinyBenchmark):
+    """The tiny benchmark, trained until it knows its letters."""
+
+    name: ClassVar[str] = "longer"
+    summary: ClassVar[str] = "Letters, learnt by heart."
+
+    @property
+    def config(self) -> TrainConfig:
+        return dataclasses.replace(super().config, steps=300, batch_size=8, checkpoints=1)
+
+
+@pytest.mark.slow
+def test_training_moves_the_scores(tmp_path: Path) -> None:
+    """Letters that were read forty times; samia aside, which cannot tell letters that share most of their words."""
+    work = prepare(Longer(), Settings(store=str(tmp_path), device="cpu"))
+    attack = MIA(headline="loss", scores=SCORES, shots=3, neighbours=5, samples=3)
+    areas: dict[str, dict[str, float]] = {}
+    for defense in (Defense(), NeverTrained()):
+        defended = defend(work, defense, 0)
+        point = defended.points[-1]
+        outcomes = measure(defended, point, attack, functools.partial(point.load, "cpu"))[0]
+        areas[defense.name] = {name: score.value for name, score in attack.score(outcomes).beside.items()}
+    for name in ("loss", "zlib", "lowercase", "min-k", "min-k++", "reference", "recall", "con-recall"):
+        assert areas["none"][f"auc_{name}"] > 0.95, name
+    for name in ("loss", "zlib", "lowercase", "min-k", "min-k++", "dc-pdd", "recall", "con-recall", "neighbourhood"):
+        assert areas["none"][f"auc_{name}"] > areas["never-trained"][f"auc_{name}"], name
+    assert areas["never-trained"]["auc_reference"] == 0.5  # nothing is left of a model less itself
