@@ -1,0 +1,207 @@
+"""Membership and memorization measured with shadow models: the defended training again, on halves of the text."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+
+from memdefense import Attack, Corpus, NotApplicable, Outcome, Score, Scores, SpecError
+from memdefense.attack import Access, Term
+from memdefense.interval import design_effect, t_quantile
+
+from .membership_report import membership, membership_terms
+from .model_free import circles, model_free
+from .shadow_pool import Reading, Unit, halves, key_of, read, units_of
+from .shadow_scores import Bools, Floats, counterfactual, cross_validated, lira, lira_offline, rmia, tuned_a
+
+if TYPE_CHECKING:
+    from memdefense import AttackLab, LogprobTarget
+
+MEMBERSHIP = ("lira", "lira-offline", "rmia", "rmia-offline")
+# Apart from every seed of a run, and the same for all of them: one pool serves all seeds.
+_SEED = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Shadow(Attack):
+    """Was this text trained on, judged by models that were and models that were not?
+
+    A pool of models goes through the whole defended pipeline, each on a half of the training and held-out text: a coin
+    per text, so that every text is in half of the pool. The attacker thus knows the defense, and this is the adaptive
+    membership attack against all of them. The attacked model is not of the pool, and no statistic includes it. The
+    pool is read at the operating point that is attacked.
+
+    ``lira`` and ``lira-offline`` (Carlini et al. 2022) compare the mean token logit log p / (1 - p) with its normal
+    distribution among the models that were trained on the text, and that were not; ``rmia`` and ``rmia-offline``
+    (Zarifzadeh et al. 2024) compare the text's likelihood ratio with those of held-out texts, which are set aside for
+    it and evaluated by none of the scores. Their leakage is 2 AUC - 1, signed, as of mia; TPR at low FPR stands beside.
+
+    Two are properties of the pool, and need no attacked model: ``counterfactual`` memorization (Zhang et al. 2021) is
+    the accuracy, token by token, with the text in training less that without it; its mean over texts is the leakage.
+    ``cross-validated`` memorization (van den Burg & Williams 2021) is log mean p(text) with less the same without, in
+    nats per text; its leakage is the mean of 1 - exp(-nats per token), the share of a token's probability that would be
+    gone without the text [ours]. Both may be below 0, by noise. TPR is of lira then.
+
+    Deviates [ours]: fields are means over tokens; p(x) of rmia is their geometric mean, since the product of a text's
+    tokens depends on its length above all, and beside it any ``a`` below 1 drowns the offline average. LiRA's variances
+    are pooled over texts, IN and OUT apart. The attacked model saw all of the training text, a shadow half of it and of
+    the held-out text. Texts that stand on both sides, canaries and copies are left out. The pool is the same for all
+    seeds of a run, which saves its cost and hides its own noise from the intervals over seeds.
+
+    Cost: ``models`` trainings on about 2/3 of the text for every defense that changes training; defenses on the
+    weights or at generation share those of the undefended model. Fewer cost less and see less. In a simulation in which
+    a text's field is one standard deviation higher with it in training, AUC is 0.68 with 4 models, 0.72 with 8, 0.73
+    with 16 and 0.76, the most there is, with 64 (lira), and 0.72, 0.74, 0.74 and 0.76 (lira-offline).
+
+    Attributes:
+        headline: the score that leakage is of, named beforehand.
+        models: in the pool: an even number, at least 4.
+        unit: whose membership is asked for, and the coin is tossed for: a ``document``, or an ``author``.
+        members: how many members are scored at most, chosen by a hash.
+        population: the share of the held-out units set aside for rmia.
+        gamma: of rmia.
+        a: of rmia-offline.
+        tune: chooses ``a`` on the pool's first model instead, which then is not used for rmia-offline.
+        pool: another number tosses other coins.
+
+    Raises:
+        SpecError: a field is out of its range.
+    """
+
+    name: ClassVar[str] = "shadow"
+    family = "membership"
+    summary: ClassVar[str] = "LiRA, RMIA and memorization from half-split models that went through the same defense."
+    paper: ClassVar[str] = "Carlini 2022, arXiv 2112.03570; Zarifzadeh 2024, arXiv 2312.03262; Zhang 2021"
+    adaptive_to: ClassVar[tuple[str, ...]] = ("data", "training", "weights", "generation")
+
+    headline: Literal["lira", "lira-offline", "rmia", "rmia-offline", "counterfactual", "cross-validated"] = "lira"
+    models: int = 8
+    unit: Literal["document", "author"] = "document"
+    members: int = 500
+    population: float = 0.25
+    gamma: float = 1.0
+    a: float = 1.0
+    tune: bool = False
+    pool: int = 0
+
+    def __post_init__(self) -> None:
+        if self.models < 4 or self.models % 2 or self.models > 512:
+            raise SpecError(f"shadow: models is {self.models}; give an even number from 4 to 512")
+        if self.members < 1 or not 0 < self.population < 1 or not 0 < self.gamma < math.inf or not 0 <= self.a <= 1:
+            raise SpecError(
+                f"shadow: members {self.members}, population {self.population}, gamma {self.gamma}, a {self.a}: at "
+                "least one member, a share between 0 and 1, a gamma above 0 and an a from 0 to 1"
+            )
+
+    @property
+    def access(self) -> Access:
+        return "logprobs"
+
+    @property
+    def shadows(self) -> bool:
+        return True
+
+    def run(self, target: LogprobTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
+        """Trains the pool, or takes it from the store, and scores every unit.
+
+        Raises:
+            NotApplicable: fewer than two units were held out.
+        """
+        everyone, both = units_of(corpus, self.unit)
+        others = _hashed([unit for unit in everyone if not unit.member])
+        if len(others) < 2:
+            raise NotApplicable("fewer than two texts are held out, so there are no non-members to tell apart")
+        aside = max(1, round(self.population * len(others)))
+        units = [*_hashed([unit for unit in everyone if unit.member])[: self.members], *others]
+        keys = sorted({key_of(document, self.unit) for document in (*corpus.train, *corpus.held_out)})
+        dealt = halves(keys, self.models, self.pool)
+        own = read(target, units)
+        pool = []
+        for number in range(self.models):
+            chosen = {key for key, mine in zip(keys, dealt[number], strict=True) if mine}
+            half = [d for d in (*corpus.train, *corpus.held_out) if key_of(d, self.unit) in chosen]
+            pool.append(read(lab.defend(half, _SEED + 1000 * self.pool + number), units))
+            lab.progress("shadow models", number + 1, self.models)
+        at = {key: place for place, key in enumerate(keys)}
+        inside = dealt[:, [at[unit.key] for unit in units]]
+        z = np.arange(len(units)) >= len(units) - aside
+        known = np.isfinite(own.mean)
+        found, a = self._scored(own.of(known), [one.of(known) for one in pool], inside[:, known], z[known])
+        lab.note(shadow_models=self.models, rmia_a=a, population=int(z.sum()), units_on_both_sides=both)
+        yield from _outcomes([units[row] for row in np.flatnonzero(known & ~z)], found, corpus)
+
+    def _scored(
+        self, own: Reading, pool: Sequence[Reading], inside: Bools, z: Bools
+    ) -> tuple[dict[str, Floats], float]:
+        """Every score of the units that are not set aside, and the ``a`` of rmia-offline."""
+        logit, mean, whole, right = (
+            np.stack([getattr(one, name) for one in pool]) for name in ("logit", "mean", "whole", "accuracy")
+        )
+        a, first = (tuned_a(mean, inside, z), 1) if self.tune else (self.a, 0)
+        found = {
+            "lira": lira(own.logit, logit, inside),
+            "lira-offline": lira_offline(own.logit, logit, inside),
+            "rmia": rmia(own.mean, mean, inside, z, gamma=self.gamma),
+            "rmia-offline": rmia(own.mean, mean[first:], inside[first:], z, gamma=self.gamma, a=a),
+            "counterfactual": counterfactual(right, inside),
+            "cross-validated": cross_validated(whole, inside),
+            "tokens": own.tokens,
+        }
+        return {name: column[~z] for name, column in found.items()}, a
+
+    def score(self, outcomes: Sequence[Outcome]) -> Scores:
+        groups = [outcome.group for outcome in outcomes]
+        scores = membership(outcomes, MEMBERSHIP, self._membership)
+        headline = scores.headline
+        if self._membership != self.headline:
+            headline = _mean([term.value for term in self.terms(outcomes)], groups)
+        beside = {
+            "counterfactual": _mean([outcome.values["counterfactual"] for outcome in outcomes], groups),
+            "cross_validated_nats": _mean([outcome.values["cross-validated"] for outcome in outcomes], groups),
+        }
+        return Scores(headline, {**scores.beside, **beside})
+
+    def terms(self, outcomes: Sequence[Outcome]) -> list[Term]:
+        if self.headline == "counterfactual":
+            return [Term(o.unit, o.group, o.values["counterfactual"]) for o in outcomes]
+        if self.headline == "cross-validated":
+            per_token = [o.values["cross-validated"] / o.values["tokens"] for o in outcomes]
+            return [Term(o.unit, o.group, 1 - math.exp(-nats)) for o, nats in zip(outcomes, per_token, strict=True)]
+        return membership_terms(outcomes, self.headline)
+
+    @property
+    def _membership(self) -> str:
+        """The membership score that TPR is of."""
+        return self.headline if self.headline in MEMBERSHIP else MEMBERSHIP[0]
+
+
+def _outcomes(units: Sequence[Unit], found: dict[str, Floats], corpus: Corpus) -> Iterator[Outcome]:
+    documents = [document for unit in units for document in unit.documents]
+    circle = dict(zip((document.id for document in documents), circles(documents, corpus.secrets), strict=True))
+    around = [circle[unit.documents[0].id] for unit in units]
+    texts, names = ["\n".join(d.text for d in unit.documents) for unit in units], sorted(set(around))
+    blind = model_free(texts, [unit.member for unit in units], around)
+    for row, unit in enumerate(units):
+        values = {name: float(column[row]) for name, column in found.items()}
+        values |= {"model_free": float(blind[row]), "circle": float(names.index(around[row]))}
+        yield Outcome(unit.id, unit.documents[0].author or unit.documents[0].id, unit.member, values)
+
+
+def _hashed(units: Sequence[Unit]) -> list[Unit]:
+    """The units in an order that depends on their ids alone."""
+    return sorted(units, key=lambda unit: hashlib.sha256(unit.id.encode()).digest())
+
+
+def _mean(values: Sequence[float], groups: Sequence[str]) -> Score:
+    """A mean with Student's t limits, persons as clusters."""
+    persons = len(set(groups))
+    if persons < 2:
+        return Score(float(np.mean(values)) if values else math.nan, math.nan, math.nan, len(values), False)
+    error = float(np.std(values, ddof=1)) * math.sqrt(design_effect(values, groups) / len(values))
+    value, half = float(np.mean(values)), t_quantile(persons - 1, 0.95) * error
+    return Score(value, value - half, value + half, len(values), False)

@@ -1,0 +1,120 @@
+"""Which model of a pool is trained on which half of the text, and what a model says of each unit."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from memdefense import Corpus, Document
+
+from .shadow_scores import Bools, Floats, token_logits
+
+if TYPE_CHECKING:
+    from memdefense import LogprobTarget
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A document or an author whose membership is asked for.
+
+    Attributes:
+        id: of the document, or the author's name.
+        key: what the coin is tossed for.
+        documents: its text.
+        member: whether it is of the training text.
+    """
+
+    id: str
+    key: str
+    documents: tuple[Document, ...]
+    member: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What one model says of every unit, each (U,), from one pass; NaN where a unit has no predicted token.
+
+    Attributes:
+        logit: mean of the tokens' log p / (1 - p).
+        mean: of the tokens' log-probabilities.
+        whole: their sum.
+        accuracy: the share of tokens that were the most probable ones.
+        tokens: how many there are.
+    """
+
+    logit: Floats
+    mean: Floats
+    whole: Floats
+    accuracy: Floats
+    tokens: Floats
+
+    def of(self, chosen: Bools) -> Reading:
+        """Of some of the units."""
+        return Reading(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
+
+
+def key_of(document: Document, by: str) -> str:
+    """What a document's coin is tossed for: its author, or its text, so that a copy never stands on the other side."""
+    if by == "author":
+        return f"author/{document.author or document.id}"
+    return "text/" + hashlib.sha256(document.text.encode("utf-8", "replace")).hexdigest()
+
+
+def units_of(corpus: Corpus, by: str) -> tuple[list[Unit], int]:
+    """The units of the training text and of the held-out text, and how many are of both and can be neither.
+
+    Canary documents are left out, and of documents with one text all but the first.
+    """
+    planted = {canary.document for canary in corpus.canaries}
+    whose: dict[str, list[tuple[Document, bool]]] = {}
+    for split, member in ((corpus.train, True), (corpus.held_out, False)):
+        for document in split:
+            if document.text.strip() and document.id.partition("#")[0] not in planted:
+                whose.setdefault(key_of(document, by), []).append((document, member))
+    units, both = [], 0
+    for key, found in whose.items():
+        documents, sides = [document for document, _ in found], {member for _, member in found}
+        if len(sides) > 1:
+            both += 1
+            continue
+        first = documents[0]
+        if by == "author":
+            units.append(Unit(first.author or first.id, key, tuple(documents), sides.pop()))
+        else:
+            units.append(Unit(first.id, key, (first,), sides.pop()))
+    return units, both
+
+
+def halves(keys: Sequence[str], models: int, seed: int) -> Bools:
+    """(models, keys): whether a model is trained on what has that key, by a seeded coin.
+
+    Models come in pairs, each trained on what the other is not, so every key is in exactly half of them.
+    """
+    inside: npt.NDArray[np.bool_] = np.zeros((models, len(keys)), dtype=np.bool_)
+    for place, key in enumerate(keys):
+        coins = hashlib.sha256(f"shadow/{seed}/{key}".encode()).digest()
+        for pair in range(models // 2):
+            side = coins[pair // 8 % len(coins)] >> pair % 8 & 1
+            inside[2 * pair + side, place] = True
+    return inside
+
+
+def read(target: LogprobTarget, units: Sequence[Unit]) -> Reading:
+    """What a model says of every unit; members and others are asked for in one call each."""
+    columns = np.full((5, len(units)), np.nan)
+    for member in (True, False):
+        rows = [row for row, unit in enumerate(units) if unit.member == member]
+        signals = iter(target.signals([d.text for row in rows for d in units[row].documents]))
+        for row in rows:
+            own = [next(signals) for _ in units[row].documents]
+            logprob = np.concatenate([one.logprob.astype(np.float64) for one in own])
+            if len(logprob):
+                right = float(np.mean(np.concatenate([one.rank for one in own]) == 0))
+                sums = logprob.mean(), logprob.sum(), right, len(logprob)
+                columns[:, row] = token_logits(logprob).mean(), *sums
+    return Reading(*columns)
