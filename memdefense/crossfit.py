@@ -22,7 +22,13 @@ class AcrossSeeds(Cut):
     Tukey 1956). Sample noise: MOVER over persons, a person's terms summed over seeds. Run noise: Student's t over
     seeds with S - 1 degrees of freedom. What seeds differ by holds the noise of single hits too, which the first has
     counted; so both together are the first, and in quadrature t times the root of the variance between seeds beyond
-    that which persons within seeds explain. Simulated figures of both are in ``scripts/simulate.py``.
+    that which persons within seeds explain.
+
+    Simulated (``scripts/simulate.py``, 250 data sets a cell; base rates of 2 % of 3,000, 10 and 60 % of 300 secrets) a
+    nominal 95 covers 90 to 98 % of a true half, but for 3 seeds with 20 % run noise at a base of 60 % (89), and for the
+    gain over a baseline without effect at no run noise (up to 100). Without effect it covers 92 to 99, as doing nothing
+    on some seeds is certain. At 2 % of 300 secrets, 3 seeds have 30 events only by luck (2 to 4 % of data sets), and what
+    is then divided by is too large: an estimate of such a base is not to be trusted, whatever its interval.
 
     Args:
         table: its arrays.
