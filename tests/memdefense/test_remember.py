@@ -98,12 +98,15 @@ def test_only_what_is_missing_is_computed(store: Store, tiny_lm: LM, passes: lis
 
 
 def test_the_order_of_asking_changes_no_bit(tmp_path: Path, tiny_lm: LM) -> None:
-    one, other = of(tiny_lm, Store(tmp_path / "1")), of(tiny_lm, Store(tmp_path / "2"))
+    stores = Store(tmp_path / "1"), Store(tmp_path / "2")
+    one, other = (of(tiny_lm, store) for store in stores)
     held_out, members = TEXTS, [text.upper() for text in TEXTS]
     found = [one.signals(held_out), one.signals(members)]
     again = [other.signals(members[::-1])[::-1], other.signals(held_out[::-1])[::-1]]
     assert same(found[0], again[1])
     assert same(found[1], again[0])
+    first, second = ({str(manifest["key"]) for manifest in store.manifests()} for store in stores)
+    assert first == second
 
 
 def test_what_differs_is_kept_apart(store: Store, tiny_lm: LM, tiny_llama: LM) -> None:
