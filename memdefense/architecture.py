@@ -92,9 +92,7 @@ class _Layout:
 
 
 _LAYOUTS = {
-    "GPT-2": _Layout(
-        "transformer.h", "ln_1", "mlp", ("mlp.c_fc",), "mlp.c_proj", "attn", "attn.c_attn", "attn.c_proj"
-    ),
+    "GPT-2": _Layout("transformer.h", "ln_1", "mlp", ("mlp.c_fc",), "mlp.c_proj", "attn", "attn.c_attn", "attn.c_proj"),
     "GPT-Neo": _Layout(
         "transformer.h",
         "ln_1",

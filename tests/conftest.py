@@ -233,10 +233,19 @@ def four_builds(tiny_lm: LM) -> dict[str, LM]:
     """A model of three blocks and width 32 of each build the map of blocks knows, biases and norms drawn at random."""
     size = len(tiny_lm.tokenizer)
     ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tiny_lm.tokenizer.eos_token_id)
-    still = {"attn_pdrop": 0.3, "resid_pdrop": 0.3, "embd_pdrop": 0.3}  # to be switched off by whoever evaluates
     inner = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": size, "max_position_embeddings": 64, **ends}
     configs = {
-        "GPT-2": GPT2Config(vocab_size=size, n_positions=64, n_embd=32, n_layer=3, n_head=4, **still, **ends),
+        "GPT-2": GPT2Config(
+            vocab_size=size,
+            n_positions=64,
+            n_embd=32,
+            n_layer=3,
+            n_head=4,
+            attn_pdrop=0.3,  # to be switched off by whoever evaluates
+            resid_pdrop=0.3,
+            embd_pdrop=0.3,
+            **ends,
+        ),
         "GPT-Neo": GPTNeoConfig(
             num_layers=3,
             num_heads=4,
@@ -251,7 +260,7 @@ def four_builds(tiny_lm: LM) -> dict[str, LM]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         for name, config in configs.items():
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
             for weight in model.parameters():
                 torch.nn.init.normal_(weight, 0.0 if weight.ndim > 1 else 0.5, 0.2)
             models[name] = LM(model.eval(), tiny_lm.tokenizer)

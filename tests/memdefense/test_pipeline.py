@@ -354,7 +354,7 @@ def test_damaged_point_is_made_again(work: Work) -> None:
     data[-1] ^= 0xFF
     weights.write_bytes(bytes(data))
     model = retried(work.bench, lambda: defend(work, defense, 0).points[-1].load("cpu"))
-    assert model.digest() == before.digest  # type: ignore[attr-defined]
+    assert model.digest() == before.digest
 
 
 def test_outcomes_come_back_as_they_were(tmp_path: Path) -> None:
