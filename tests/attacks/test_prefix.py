@@ -296,6 +296,8 @@ def test_near_matches_have_the_twins_for_chance(store: Store, tiny_lm: LM) -> No
     assert values["s1"]["distance_twin"] == 0
     scores = Prefix().score(outcomes)
     assert (scores.beside["near_rate"].value, scores.beside["near_chance"].value) == (0.5, 0.5)
+    alone = Prefix().score([o for o in outcomes if o.unit == "s0"])
+    assert (alone.beside["near_rate"].value, alone.beside["near_chance"].value) == (1, 0)
     assert scores.beside["hit_rate"].value == 0
     assert Prefix(near=0.05).score(outcomes).beside["near_rate"].value == 0
 
