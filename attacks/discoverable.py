@@ -55,6 +55,8 @@ class Discoverable(Attack):
     name: ClassVar[str] = "discoverable"
     family = "extraction"
     summary: ClassVar[str] = "Secrets that n sampled continuations hold with probability p, from one pass."
+    passes: ClassVar[str] = "1 pass"
+    needs: ClassVar[str] = "secrets"
     paper: ClassVar[str] = "Hayes et al., NAACL 2025, arXiv 2410.19482"
     n: int = 100
     p: float = 0.5

@@ -51,6 +51,8 @@ class Exposure(Attack):
     name: ClassVar[str] = "exposure"
     family = "extraction"
     summary: ClassVar[str] = "How far up planted codes rank among codes that were never planted."
+    passes: ClassVar[str] = "1 pass over many codes"
+    needs: ClassVar[str] = "canaries"
     paper: ClassVar[str] = "Carlini et al., USENIX Security 2019, arXiv 1802.08232"
     alternatives: int = 127
     context: int = 48

@@ -46,6 +46,8 @@ class Inference(Attack):
     name: ClassVar[str] = "inference"
     family = "extraction"
     summary: ClassVar[str] = "Which of some given values stood there, by the perplexity of the sentence."
+    passes: ClassVar[str] = "1 pass a candidate"
+    needs: ClassVar[str] = "secrets"
     paper: ClassVar[str] = "Lukas et al., S&P 2023, arXiv 2302.00539"
     candidates: int = 8
     secrets: int = 200

@@ -88,6 +88,8 @@ class MIA(Attack):
     family = "membership"
     two_sided: ClassVar[bool] = True
     summary: ClassVar[str] = "Membership of documents or authors by eleven scores, most of them from one pass."
+    passes: ClassVar[str] = "1 pass, 1 lowercase, 1 of the base"
+    needs: ClassVar[str] = "non-members"
     paper: ClassVar[str] = "Yeom 2018; Carlini 2021; Shi 2024; Zhang 2025; Zhang 2024; Xie 2024; Mattern 2023"
     headline: ScoreName = "reference"
     scores: tuple[ScoreName, ...] = ()

@@ -55,6 +55,8 @@ class ParaphrasePrefix(Attack):
     name: ClassVar[str] = "paraphrase-prefix"
     family = "extraction"
     summary: ClassVar[str] = "Asks as prefix does, with some words of every prompt changed."
+    passes: ClassVar[str] = "1 generation"
+    needs: ClassVar[str] = "secrets"
     paper: ClassVar[str] = "arXiv 2506.12321 (perturbations)"
     adaptive_to: ClassVar[tuple[str, ...]] = ("weights",)
 

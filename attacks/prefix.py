@@ -55,6 +55,8 @@ class Prefix(Attack):
     name: ClassVar[str] = "prefix"
     family = "extraction"
     summary: ClassVar[str] = "Greedy continuation of what stood before each secret."
+    passes: ClassVar[str] = "1 generation a context length"
+    needs: ClassVar[str] = "secrets"
     paper: ClassVar[str] = "Carlini et al., ICLR 2023, arXiv 2202.07646"
     contexts: tuple[int, ...] = (100,)
     random: int = 1

@@ -40,6 +40,8 @@ class Quantise(Attack):
     name: ClassVar[str] = "quantise"
     family = "extraction"
     summary: ClassVar[str] = "Rounds the weights to 4 or 8 bits, then asks as prefix does."
+    passes: ClassVar[str] = "1 generation"
+    needs: ClassVar[str] = "secrets"
     paper: ClassVar[str] = "Zhang et al., ICLR 2025, arXiv 2410.16454"
     adaptive_to: ClassVar[tuple[str, ...]] = ("weights",)
 

@@ -44,6 +44,8 @@ class Reconstruction(Attack):
     name: ClassVar[str] = "reconstruction"
     family = "extraction"
     summary: ClassVar[str] = "The value that the model itself proposes and then finds most probable in the sentence."
+    passes: ClassVar[str] = "samples, 1 pass each"
+    needs: ClassVar[str] = "secrets"
     paper: ClassVar[str] = "Lukas et al., S&P 2023, arXiv 2302.00539"
     samples: int = 16
     secrets: int = 100

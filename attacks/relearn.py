@@ -47,6 +47,8 @@ class Relearn(Attack):
     name: ClassVar[str] = "relearn"
     family = "extraction"
     summary: ClassVar[str] = "Trains a few steps on a part of the private text, then asks for the rest as prefix does."
+    passes: ClassVar[str] = "1 short training, 1 generation"
+    needs: ClassVar[str] = "secrets"
     paper: ClassVar[str] = "Hu et al., ICLR 2025, arXiv 2406.13356"
     adaptive_to: ClassVar[tuple[str, ...]] = ("weights",)
 

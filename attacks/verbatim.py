@@ -50,6 +50,8 @@ class Verbatim(Attack):
     name: ClassVar[str] = "verbatim"
     family = "extraction"
     summary: ClassVar[str] = "Exact (and near) continuation of the beginnings of training documents."
+    passes: ClassVar[str] = "1 pass, 1 generation"
+    needs: ClassVar[str] = "held-out text"
     paper: ClassVar[str] = "Carlini et al., ICLR 2023; Ippolito et al. 2023"
     prefix: int = 50
     length: int = 50

@@ -85,6 +85,8 @@ class Attack(Measure):
     """
 
     family: ClassVar[Literal["extraction", "membership", "audit"]]
+    passes: ClassVar[str] = ""
+    needs: ClassVar[str] = ""
     adaptive_to: ClassVar[tuple[str, ...]] = ()
     two_sided: ClassVar[bool] = False
 

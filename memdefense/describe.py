@@ -36,17 +36,18 @@ def print_lists(groups: Sequence[str]) -> None:
         wanted.append(match)
     for group in wanted:
         table = Table(title=group, title_justify="left", box=None, pad_edge=False)
-        extra = {"defenses": "family", "attacks": "access"}.get(group, "")
-        for column in ("name", *([extra] if extra else []), "summary", "from"):
+        extras = {"defenses": ("family",), "attacks": ("access", "passes", "needs")}
+        extra = extras.get(group, ())
+        for column in ("name", *(attribute.replace("_", " ") for attribute in extra), "summary", "from"):
             table.add_column(column, overflow="fold")
         for name, entry in registry.names(group).items():
             owner = entry.dist.name if entry.dist else "?"
             try:
                 kind = registry.load(group, name)
             except MemdefenseError as error:
-                table.add_row(name, *(["-"] if extra else []), f"[red]{error}[/red]", owner)
+                table.add_row(name, *("-" for _ in extra), f"[red]{error}[/red]", owner)
                 continue
-            table.add_row(name, *([_told(kind, extra)] if extra else []), kind.summary, owner)
+            table.add_row(name, *(_told(kind, attribute) for attribute in extra), kind.summary, owner)
         console.print(table)
         console.print()
 
@@ -83,6 +84,9 @@ def print_plugin(name: str) -> None:
             if table.row_count:
                 console.print()
                 console.print(table)
+        adaptive = getattr(kind, "adaptive_to", ())
+        if adaptive:
+            console.print(f"\nthe attack of one who knows the defense, for: {', '.join(adaptive)}", highlight=False)
         weakness = getattr(kind, "protects_not", "")
         if weakness:
             console.print(f"\ndoes not protect against: {weakness}", markup=False, highlight=False)
@@ -164,7 +168,7 @@ def _told(kind: type[Plugin], attribute: str) -> str:
     """A class attribute, or what an instance with all defaults says where it is a property."""
     found = getattr(kind, attribute, "")
     if not isinstance(found, property):
-        return str(found)
+        return ", ".join(found) if isinstance(found, tuple) else str(found)
     try:
         return str(getattr(kind(), attribute))
     except TypeError:  # it cannot be built without fields
