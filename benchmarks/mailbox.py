@@ -76,7 +76,7 @@ class Mailbox(Benchmark):
 
     def base(self, lab: Lab) -> LM:
         """A GPT-2 of 2.2 million weights, pretrained on ``public`` alone."""
-        from .small_model import untrained
+        from memdefense.small_model import untrained
 
         fresh = untrained(lab.public, vocabulary=2048, layers=4, width=192, heads=3, context=256, seed=0)
         pretraining = dataclasses.replace(self.config, epochs=5.0, learning_rate=2e-3, warmup_steps=50, checkpoints=1)

@@ -67,43 +67,9 @@ class TinyBenchmark(Benchmark):
 
     def base(self, lab: Lab) -> LM:
         """Fresh weights, and a byte-level BPE of the public letters."""
-        import torch
-        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-        from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+        from memdefense.small_model import untrained
 
-        from memdefense.lm import LM
-
-        bpe = Tokenizer(models.BPE())
-        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        bpe.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=400,
-            special_tokens=["<end>"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        bpe.train_from_iterator((document.text for document in lab.public), trainer)
-        tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-            tokenizer_object=bpe, eos_token="<end>", pad_token="<end>", model_max_length=128
-        )
-        end = tokenizer.eos_token_id
-        config = GPT2Config(
-            vocab_size=len(tokenizer),
-            n_positions=128,
-            n_embd=32,
-            n_layer=3,
-            n_head=2,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=end,
-            eos_token_id=end,
-            pad_token_id=end,
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            model: GPT2LMHeadModel = GPT2LMHeadModel(config)
-            return LM(model, tokenizer)
+        return untrained(lab.public, vocabulary=400, layers=3, width=32, heads=2, context=128, seed=self.seed)
 
     def _letter(self, place: int) -> tuple[Document, str]:
         person = place // 2

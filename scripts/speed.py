@@ -26,13 +26,13 @@ from memdefense.attacks import membership_scores
 from memdefense.attacks.mia import MIA
 from memdefense.benchmarks.enron import Enron
 from memdefense.benchmarks.mailbox import Mailbox
-from memdefense.benchmarks.small_model import untrained
 from memdefense.fit import fit
 from memdefense.lab import Bench
 from memdefense.memory import peak, reset_peak
 from memdefense.passes import batches, pad
 from memdefense.remember import remembered
 from memdefense.roc import auc_interval
+from memdefense.small_model import untrained
 from memdefense.store import Store
 from memdefense.train import Rows, precision, rows
 

@@ -19,13 +19,13 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from memdefense.benchmarks.small_model import untrained
 from memdefense.corpus import Benchmark, Corpus, Document
 from memdefense.defense import Defense
 from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.pipeline import defend
 from memdefense.runner import Settings, prepare
+from memdefense.small_model import untrained
 from memdefense.store import Store
 from memdefense.train import TrainConfig
 

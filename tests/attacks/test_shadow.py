@@ -15,7 +15,6 @@ from memdefense.attack import Outcome
 from memdefense.attacks.shadow import MEMBERSHIP, Shadow
 from memdefense.attacks.shadow_pool import halves, key_of, units_of
 from memdefense.attacks.shadow_scores import lira
-from memdefense.benchmarks.small_model import untrained
 from memdefense.corpus import Benchmark, Canary, Corpus, Document, Documents
 from memdefense.defense import Defense
 from memdefense.defenses.never_trained import NeverTrained
@@ -24,6 +23,7 @@ from memdefense.lab import AttackLab, Bench, Lab
 from memdefense.lm import LM
 from memdefense.pipeline import Work, defend, measure
 from memdefense.runner import Settings, prepare
+from memdefense.small_model import untrained
 from memdefense.store import Store
 from memdefense.target import Signals, Target
 from memdefense.testing import check_attack

@@ -14,7 +14,6 @@ from sacrebleu import sentence_bleu
 
 from memdefense.attack import Outcome
 from memdefense.attacks.verbatim import Verbatim
-from memdefense.benchmarks.small_model import untrained
 from memdefense.corpus import Benchmark, Canary, Corpus, Document
 from memdefense.defense import Defense
 from memdefense.defenses.never_trained import NeverTrained
@@ -23,6 +22,7 @@ from memdefense.lab import AttackLab, Bench, Lab
 from memdefense.lm import LM
 from memdefense.pipeline import defend, measure
 from memdefense.runner import Settings, prepare
+from memdefense.small_model import untrained
 from memdefense.store import Store
 from memdefense.target import LocalTarget
 from memdefense.testing import check_attack

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from memdefense.benchmarks.small_model import untrained
 from memdefense.corpus import Document, Documents, Redrawn
 from memdefense.defenses import dp_sgd
 from memdefense.defenses.dp_sgd import DPSGD, noise, plan
@@ -18,6 +17,7 @@ from memdefense.errors import ModelError, SpecError
 from memdefense.interval import wilson
 from memdefense.lab import Bench, Lab
 from memdefense.lm import LM
+from memdefense.small_model import untrained
 from memdefense.store import Store
 from memdefense.target import LocalTarget
 from memdefense.testing import check_defense

@@ -12,7 +12,6 @@ import pytest
 from torch import Tensor
 
 from memdefense import pii
-from memdefense.benchmarks.small_model import untrained
 from memdefense.corpus import Benchmark, Corpus, Document
 from memdefense.defense import Defense
 from memdefense.defenses.leak_editing import LeakEditing
@@ -25,6 +24,7 @@ from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.pipeline import Work, defend
 from memdefense.runner import Settings, prepare
+from memdefense.small_model import untrained
 from memdefense.testing import check_defense
 from memdefense.train import TrainConfig
 
