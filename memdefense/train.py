@@ -199,8 +199,7 @@ def rows(config: TrainConfig, documents: Documents, lm: LM, *, seed: int, blank:
         made.append(_padded(left, block))
     made = made[:wanted] if wanted else made
     ids, labels, document, offset = (np.stack([row[column] for row in made]) for column in range(4))
-    ends = [-100, *lm.separator(), *lm.tokenizer.all_special_ids]
-    if blank and np.isin(labels[:, 1:], ends).all():
+    if blank and np.isin(labels[:, 1:], [-100, *lm.separator(), *lm.tokenizer.all_special_ids]).all():
         raise DataError("nothing is left to predict: every token that is trained on lies in a span to leave out")
     return Rows(ids, labels, document, offset)
 
