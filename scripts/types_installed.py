@@ -16,7 +16,7 @@ CONFIG = """[mypy]
 strict = true
 explicit_package_bases = true
 
-[mypy-datasets.*,datasketch.*,pydivsufsort.*,scipy.*,sklearn.*]
+[mypy-datasets.*,datasketch.*,opacus.*,pydivsufsort.*,scipy.*,sklearn.*]
 ignore_missing_imports = true
 """
 

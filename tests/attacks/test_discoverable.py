@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -191,7 +191,7 @@ def test_fields_that_make_no_sense_are_told(
     fields: dict[str, float], error: type[MemdefenseError], store: Store, tiny_lm: LM
 ) -> None:
     with pytest.raises(error):
-        list(Discoverable(**fields).run(LocalTarget(tiny_lm), corpus_of(), lab_of(store, tiny_lm)))
+        list(Discoverable(**cast(Any, fields)).run(LocalTarget(tiny_lm), corpus_of(), lab_of(store, tiny_lm)))
 
 
 def test_no_members_is_not_applicable(store: Store, tiny_lm: LM) -> None:

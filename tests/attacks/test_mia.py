@@ -8,7 +8,7 @@ import itertools
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, cast, get_args
 
 import numpy as np
 import pytest
@@ -245,7 +245,7 @@ def test_samia_needs_text_alone(store: Store, tiny_lm: LM) -> None:
     attack = MIA(headline="samia", scores=("samia",), samples=3)
     assert (attack.access, MIA().access, MIA(headline="samia").access) == ("text", "logprobs", "logprobs")
     echo = Echo(" met Anna today.")
-    outcomes = list(attack.run(echo, EVEN, lab_of(store, tiny_lm)))
+    outcomes = list(attack.run(cast(Any, echo), EVEN, lab_of(store, tiny_lm)))
     assert attack.score(outcomes).headline.value == 1
     assert len(echo.schemes) == 3  # draws of their own
     assert all(scheme.temperature == 1 for scheme in echo.schemes)
@@ -303,7 +303,7 @@ def test_fields_that_make_no_sense_are_told(
     fields: dict[str, object], error: type[MemdefenseError], store: Store, tiny_lm: LM
 ) -> None:
     with pytest.raises(error):
-        list(MIA(**fields).run(LocalTarget(tiny_lm), EVEN, lab_of(store, tiny_lm)))
+        list(MIA(**cast(Any, fields)).run(LocalTarget(tiny_lm), EVEN, lab_of(store, tiny_lm)))
 
 
 def test_every_score_has_a_formula_and_a_spec_can_name_it() -> None:

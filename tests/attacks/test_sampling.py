@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -84,7 +85,8 @@ def test_ter_ser_and_precision_by_hand(store: Store, tiny_lm: LM) -> None:
     scores = attack.score(outcomes)
     assert scores.beside["ter"].value == 0.5  # s0 of s0 and s1
     assert scores.beside["ser"].value == 0.5
-    assert (scores.beside["precision"].value, scores.beside["precision"].n) == (pytest.approx(1 / 3), 3)
+    assert scores.beside["precision"].value == pytest.approx(1 / 3)
+    assert scores.beside["precision"].n == 3
     assert scores.headline.value == 0.5  # no twin was said
     assert lab.notes["values_said"] == 3
     assert not any(value in str(outcomes) for value in (*VALUES, "6465550100"))
@@ -129,7 +131,7 @@ def test_what_the_base_model_says_too_is_removed(store: Store, tiny_lm: LM, monk
 
 @pytest.mark.parametrize("split", ["public", "held-out"])
 def test_windows_are_of_the_split_and_of_the_length(store: Store, tiny_lm: LM, split: str) -> None:
-    attack = UntargetedSampling(prompts=split, length=4, samples=30)
+    attack = UntargetedSampling(prompts=cast(Any, split), length=4, samples=30)
     target = Talker(["x"])
     list(attack.run(target, CORPUS, lab_of(store, tiny_lm)))
     texts = [d.text for d in (PUBLIC if split == "public" else HELD)]
@@ -138,7 +140,7 @@ def test_windows_are_of_the_split_and_of_the_length(store: Store, tiny_lm: LM, s
     for prompt in target.asked:
         assert any(prompt in text for text in texts)
         assert len(tiny_lm.encode(prompt)) <= 5  # a cut may split one token in two
-    greedy = UntargetedSampling(prompts=split, length=4, samples=30, decoding="greedy")
+    greedy = UntargetedSampling(prompts=cast(Any, split), length=4, samples=30, decoding="greedy")
     list(greedy.run(target, CORPUS, lab_of(store, tiny_lm)))
     assert len(target.asked) == len(set(target.asked)) < 30
     assert target.sampling == GREEDY

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -150,7 +150,7 @@ def test_without_pii_the_model_stays(tmp_path: Path, tiny_lm: LM) -> None:
 def test_bad_fields_are_refused(tmp_path: Path, tiny_lm: LM) -> None:
     for field in ("texts", "context", "steps"):
         with pytest.raises(SpecError, match=field):
-            DEPN(**{field: 0})
+            DEPN(**cast(Any, {field: 0}))
     for top in ((), (0,), (5, 5)):
         with pytest.raises(SpecError, match="growing"):
             DEPN(top=top)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -91,7 +92,7 @@ def test_tied_embeddings_count_as_one_weight(tiny_lm: LM) -> None:
     for key, one in {"tied": model, "apart": apart}.items():
         _, norms[key] = reference(one, ids, 1.0)
         for ghost in ("on", "off"):
-            found = add_clipped(trained_layers(one), lambda one=one: losses(one, ids), clip=1.0, ghost=ghost)
+            found = add_clipped(trained_layers(one), functools.partial(losses, one, ids), clip=1.0, ghost=ghost)
             torch.testing.assert_close(found, norms[key], rtol=1e-4, atol=1e-6)
     assert not torch.allclose(norms["tied"], norms["apart"], rtol=1e-2)
 
@@ -104,7 +105,7 @@ def test_batches_add_up(tiny_lm: LM) -> None:
     for weight in model.parameters():
         weight.grad = None
     for part in (ids[:2], ids[2:]):
-        add_clipped(layers, lambda part=part: losses(model, part), clip=0.1)
+        add_clipped(layers, functools.partial(losses, model, part), clip=0.1)
     for left, weight in zip(whole, model.parameters(), strict=True):
         torch.testing.assert_close(left, weight.grad, rtol=1e-4, atol=1e-7)
     assert all(weight.requires_grad for weight in model.parameters())

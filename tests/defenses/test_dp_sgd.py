@@ -4,6 +4,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_the_numerical_accountant_is_tighter() -> None:
 
 def test_a_step_is_the_clipped_sum_plus_known_noise_over_the_expected_batch() -> None:
     weight = nn.Parameter(torch.zeros(3, 2))
-    planned = dp_sgd.Plan([[None] * 40], 1, 0.25, 1.5, 1e-3, {})
+    planned = dp_sgd.Plan(cast(Any, [[None] * 40]), 1, 0.25, 1.5, 1e-3, {})
     noisy = dp_sgd._noisy(torch.optim.SGD([weight], lr=1.0), 0.2, planned, 7, torch.device("cpu"))
     clipped = torch.arange(6.0).view(3, 2)
     for step in range(2):
@@ -163,7 +164,7 @@ def test_weights_that_do_not_move_are_an_error(tmp_path: Path, tiny_lm: LM) -> N
 
 def test_what_cannot_be_is_refused(tmp_path: Path, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SpecError, match="unit cannot be 'documents'"):
-        DPSGD(unit="documents")
+        DPSGD(unit=cast(Any, "documents"))
     with pytest.raises(SpecError, match="epsilon is 0"):
         DPSGD(epsilon=0)
     with pytest.raises(SpecError, match="epsilon 1000 is beyond 100"):

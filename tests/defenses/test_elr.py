@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -156,7 +157,7 @@ def test_bad_values_and_documents_are_refused(tiny_lm: LM) -> None:
             dataclasses.replace(ELR(), **values)
     redrawn = Redrawn(DOCUMENTS, lambda epoch: DOCUMENTS)
     with pytest.raises(NotApplicable, match="redrawn in every epoch"):
-        ELR().train(tiny_lm, redrawn, None)
+        ELR().train(tiny_lm, redrawn, cast(Any, None))
 
 
 @pytest.mark.slow

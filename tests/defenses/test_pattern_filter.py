@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -110,7 +110,7 @@ def test_in_a_model_that_says_an_address(tiny_lm: LM, lab: Lab) -> None:
     assert 2 < sum(leaked) < 18
     instead = {"redact": " <EMAIL> now", "resample": " nothing of note", "refuse": ""}
     for action, text in instead.items():
-        guarded = PatternFilter(action=action, tries=9).guard(target, (), lab)
+        guarded = PatternFilter(action=cast(Any, action), tries=9).guard(target, (), lab)
         said = guarded.generate(["Q"] * 20, max_new_tokens=new, sampling=Sampling(seed=1))
         assert said == [text if leak else before for leak, before in zip(leaked, plain, strict=True)]
         assert guarded.continues(["Q"], [BERT]) == [False]
@@ -135,7 +135,7 @@ def test_false_positives_on_public_text_are_noted(store: Store, tiny_lm: LM) -> 
 
 def test_unknown_values_are_refused_with_a_hint() -> None:
     with pytest.raises(SpecError, match="did you mean 'refuse'"):
-        PatternFilter(action="refuze")
+        PatternFilter(action=cast(Any, "refuze"))
     with pytest.raises(SpecError, match="did you mean 'email'"):
         PatternFilter(kinds=("emial",))
     with pytest.raises(SpecError, match="tries"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -122,7 +122,7 @@ def test_all_blocks_but_the_last() -> None:
 )
 def test_fields_out_of_range_are_refused(fields: dict[str, object], message: str) -> None:
     with pytest.raises(SpecError, match=message):
-        PME(**cast("dict[str, Literal['ffn']]", fields))
+        PME(**cast(Any, fields))
 
 
 def test_the_ridge_that_counts_is_the_published_one_at_the_published_width() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -173,7 +173,7 @@ def test_the_loss_by_hand() -> None:
     expected = -5 * math.log(p[0, 1]) - 1 * math.log(p[1, 0]) - 2 * math.log(p[2, 2])
     assert int(count) == 3
     assert float(total.detach()) == pytest.approx(expected, rel=1e-6)
-    total.backward()
+    torch.autograd.backward(total)
     assert model.logits.grad is not None
     by_hand = p[:3] - torch.eye(3)[[1, 0, 2]]  # of cross-entropy
     torch.testing.assert_close(model.logits.grad[0, :3], torch.tensor([5.0, 1.0, 2.0])[:, None] * by_hand)
@@ -215,10 +215,10 @@ def test_with_equal_weights_it_is_the_ordinary_loss(tiny_lm: LM) -> None:
 def test_bad_values_and_documents_are_refused(tiny_lm: LM, lab: Lab) -> None:
     for values in ({"beta": -1.0}, {"mix": 1.0}, {"mix": -0.1}, {"temperature": 0.0}, {"beta": math.nan}):
         with pytest.raises(SpecError, match="retro: beta is"):
-            dataclasses.replace(Retro(), **values)
+            dataclasses.replace(Retro(), **cast(Any, values))
     for wrong in ({"k": 0}, {"most": 0}):
         with pytest.raises(SpecError, match="retro: k is"):
-            Retro(**wrong)
+            Retro(**cast(Any, wrong))
     redrawn = Redrawn(DOCUMENTS, lambda epoch: DOCUMENTS)
     with pytest.raises(NotApplicable, match="redrawn in every epoch"):
         list(Retro(beta=0.0).train(tiny_lm, redrawn, lab))

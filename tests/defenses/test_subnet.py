@@ -46,7 +46,7 @@ def test_the_gradient_goes_straight_through_by_hand() -> None:
     assert mask.tolist() == [[0.0, 1.0], [0.0, 1.0]]
     y = (weight * mask) @ x
     assert y.tolist() == [-30.0, 40.0]
-    (y * torch.tensor([1.0, 5.0])).sum().backward()
+    torch.autograd.backward((y * torch.tensor([1.0, 5.0])).sum())
     # dL/d(masked weight) = [1, 5] outer [1, 10] = [[1, 10], [5, 50]]
     assert scores.grad is not None
     assert scores.grad.tolist() == [[2.0, 30.0], [-2.5, 200.0]]

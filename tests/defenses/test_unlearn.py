@@ -90,10 +90,10 @@ def test_one_step_of_graddiff_equals_adamw_by_hand(tiny_lm: LM, store: Store) ->
 
 def test_npo_refers_to_the_model_before_unlearning(tiny_lm: LM, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first step the ratio is one for every window, so the loss is 2 / beta log 2."""
-    from memdefense.defenses import unlearning
+    from memdefense.defenses import forgetting, unlearning
 
     seen: list[tuple[torch.Tensor, torch.Tensor, float]] = []
-    true = unlearning.npo
+    true = forgetting.npo
 
     def watched(total: torch.Tensor, reference: torch.Tensor, beta: float) -> torch.Tensor:
         seen.append((total.detach(), reference, beta))
