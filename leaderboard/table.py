@@ -19,6 +19,7 @@ from memdefense.results import Row
 
 _COLUMNS = ("#", "defense", "leakage", "MaxTER@1 %", "MaxTER@5 %", "MaxTER@20 %", "AURC %", "gain %", "d %", "status")
 _WIDTH = 100  # what the table needs to be read with ease
+_LEAST = {"defense": 8, "leakage": 12}  # an interval stays unbroken; a long name may fold
 _LEFT = ("#", "defense", "status")
 _PARTS = {"perplexity": "perpl.", "continuation": "contin.", "copy": "copy"}
 _FOOT = (
@@ -89,7 +90,7 @@ def _print_table(console: Console, heading: str, lines: Sequence[Sequence[str]])
     for column in _COLUMNS:
         name = column.replace("MaxTER", "MaxTER\n") if "@" in column else column.replace(" %", "\n%")
         justify: Literal["left", "right"] = "left" if column in _LEFT else "right"
-        table.add_column(name, justify=justify, overflow="fold", min_width=8 if column == "defense" else None)
+        table.add_column(name, justify=justify, overflow="fold", min_width=_LEAST.get(column))
     for line in lines:
         table.add_row(*map(Text, line))
     console.print(Text(heading, style="bold"))
