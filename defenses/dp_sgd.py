@@ -154,7 +154,7 @@ class DPSGD(Defense):
             lab.note(**{f"epsilon_{round(at, 3)}": spent, "epsilon": spent}, clipped=step.clipped / max(step.seen, 1))
             _check(layers, begun)
             yield Point(str(round(at, 3)), at, _merged(training, model))
-        lab.cost["tokens"] = lab.cost.get("tokens", 0.0) + step.tokens
+        lab.spend(step.tokens)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,8 +121,8 @@ def test_contract(defense: LeakEditing) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("defense", [PME(), MEMIT()], ids=["pme", "memit"])
-def test_edits_take_the_addresses_away(work: Work, defense: LeakEditing) -> None:
+@pytest.mark.parametrize(("defense", "said"), [(PME(), 0.5), (MEMIT(), 0.4)], ids=["pme", "memit"])
+def test_edits_take_the_addresses_away(work: Work, defense: LeakEditing, said: float) -> None:
     """Twenty planted addresses against the undefended model, with Wilson intervals that do not meet.
 
     With the published 15,000 unscaled, sixty times the inner width here, 16 and 12 addresses stay.
@@ -138,7 +138,7 @@ def test_edits_take_the_addresses_away(work: Work, defense: LeakEditing) -> None
     assert notes["leaking"] >= before
     assert notes["edited"] + notes["skipped"] == notes["leaking"] == int(label.partition("-")[2])
     assert notes["still_leaking"] < 0.5 * notes["leaking"]
-    assert notes["dummies"] > notes["still_leaking"]
+    assert notes["dummies"] > said * notes["leaking"]
 
 
 class StubLab:
