@@ -56,6 +56,7 @@ class FitTrainer(Trainer):
 
     loss: Loss = staticmethod(next_token_loss)
     micro_batch: int = 0
+    half: bool = False
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         data: Any = train_dataset if train_dataset is not None else self.train_dataset
@@ -90,7 +91,8 @@ class FitTrainer(Trainer):
         total, count = torch.zeros((), device=self.args.device), torch.zeros((), device=self.args.device)
         for start in range(0, len(inputs["input_ids"]), size):
             part = {name: column[start : start + size] for name, column in inputs.items()}
-            with self.compute_loss_context_manager():
+            # Not Trainer's bf16: its wrapper of the model would hand every loss a float32 copy of the logits.
+            with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.half):
                 summed, counted = self.loss(
                     model, Batch(part["input_ids"], part["labels"], part["document"], part["offset"])
                 )
@@ -200,12 +202,13 @@ def fit(
         with silence(), trainable(lm, config.lora, seed) as model:
             running = trainer(
                 model=model,
-                args=_arguments(folder, config, total, seed, device, lm.width),
+                args=_arguments(folder, config, total, seed, device),
                 train_dataset=data,
                 data_collator=_as_inputs,
                 callbacks=[_Keep(list(kept), total, mark["seconds"], progress, loss)],
             )
             running.loss, running.micro_batch = loss, micro_batch
+            running.half = precision(config.dtype, device, width=lm.width) == "bfloat16"
             running.remove_callback(PrinterCallback)
             running.train(resume_from_checkpoint=str(last) if last else None)
     found = [Checkpoint(str(round(at, 3)), at, folder / f"checkpoint-{step}") for step, at in kept.items()]
@@ -233,7 +236,7 @@ def _as_inputs(columns: Any) -> dict[str, Tensor]:
     return {"input_ids": columns["ids"], **{name: columns[name] for name in ("labels", "document", "offset")}}
 
 
-def _arguments(folder: Path, config: TrainConfig, steps: int, seed: int, device: str, width: int) -> TrainingArguments:
+def _arguments(folder: Path, config: TrainConfig, steps: int, seed: int, device: str) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
@@ -244,7 +247,6 @@ def _arguments(folder: Path, config: TrainConfig, steps: int, seed: int, device:
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim="adamw_torch_fused",
-        bf16=precision(config.dtype, device, width=width) == "bfloat16",
         seed=seed,
         use_cpu=device == "cpu",
         save_strategy="no",

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from memdefense.corpus import Document, Documents, Redrawn
 from memdefense.errors import DataError, SpecError
@@ -133,10 +134,32 @@ def next_token_loss(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tenso
     logits = model(input_ids=batch.ids, use_cache=False).logits
     # The labels are shifted and not the logits, which would be copied.
     labels = torch.nn.functional.pad(batch.labels[:, 1:], (0, 1), value=-100)
-    total = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), labels.flatten(), reduction="sum", ignore_index=-100
-    )
-    return total, (labels != -100).sum()
+    return summed_nll(logits.flatten(0, 1), labels.flatten()), (labels != -100).sum()
+
+
+def summed_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """The sum of -log softmax(logits)[label] in nats, in float32 whatever the logits are in, label -100 left out.
+
+    In pieces that are computed again on the way back: beside the logits and their gradient nothing of their size is
+    held. With a large vocabulary such copies are most of a training step's memory.
+
+    Args:
+        logits: (N, V).
+        labels: (N,) int64.
+    """
+    rows_a_piece = max(1, _PIECE // logits.shape[-1])
+    total = torch.zeros((), device=logits.device)
+    for part, wanted in zip(logits.split(rows_a_piece), labels.split(rows_a_piece), strict=True):
+        nll: Tensor = checkpoint(_nll, part, wanted, use_reentrant=False, preserve_rng_state=False)
+        total = total + nll
+    return total
+
+
+def _nll(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=-100)
+
+
+_PIECE = 1 << 20  # logits; 4 MB in float32
 
 
 Blank = Callable[[str], Sequence[Span]]

@@ -11,10 +11,21 @@ import pytest
 import torch
 from tokenizers import processors
 
+from memdefense import train
 from memdefense.corpus import Document, Redrawn
 from memdefense.errors import DataError, SpecError
 from memdefense.lm import LM
-from memdefense.train import Batch, Rows, TrainConfig, count_steps, next_token_loss, ordered, precision, rows
+from memdefense.train import (
+    Batch,
+    Rows,
+    TrainConfig,
+    count_steps,
+    next_token_loss,
+    ordered,
+    precision,
+    rows,
+    summed_nll,
+)
 
 WORDS = ["meeting", "report", "invoice", "boxes", "Anna", "noon", "room", "floor", "team", "mail"]
 
@@ -247,6 +258,32 @@ def test_the_loss_is_the_sum_over_predicted_tokens(tiny_lm: LM) -> None:
                 n += 1
     assert int(count) == n < 2 * 15  # the first token of a row is given, padding is not predicted
     assert float(total) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows_a_piece", [1, 3, 7, 100])
+def test_the_loss_in_pieces_is_the_loss_and_holds_no_copy_of_the_logits(
+    dtype: torch.dtype, rows_a_piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "_PIECE", rows_a_piece * 11 + 10)
+    torch.manual_seed(0)
+    logits = (4 * torch.randn(7, 11)).to(dtype).requires_grad_()
+    labels = torch.tensor([3, -100, 0, 10, -100, 5, 5])
+    held: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (held.append(tensor), tensor)[1], lambda kept: kept):
+        total = summed_nll(logits, labels)
+    place = logits.untyped_storage().data_ptr()
+    copies = [tensor for tensor in held if tensor.numel() >= 11 and tensor.untyped_storage().data_ptr() != place]
+    (gradient,) = torch.autograd.grad(total, logits)
+    exact = logits.detach().double().requires_grad_()
+    kept = labels != -100
+    expected = -torch.log_softmax(exact, -1)[kept, labels[kept]].sum()
+    (wanted,) = torch.autograd.grad(expected, exact)
+    assert total.dtype == torch.float32
+    assert gradient.dtype == dtype
+    assert float(total.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert torch.allclose(gradient.double(), wanted, atol=1e-6 if dtype == torch.float32 else 4e-3)
+    assert not copies
 
 
 @pytest.mark.parametrize(

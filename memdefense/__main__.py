@@ -1,0 +1,5 @@
+"""``python -m memdefense`` is the command ``memdefense``."""
+
+from memdefense.cli import main
+
+main()
