@@ -149,7 +149,7 @@ def summed_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """
     rows_a_piece = max(1, _PIECE // logits.shape[-1])
     total = torch.zeros((), device=logits.device)
-    for part, wanted in zip(logits.split(rows_a_piece), labels.split(rows_a_piece), strict=True):
+    for part, wanted in zip(torch.split(logits, rows_a_piece), torch.split(labels, rows_a_piece), strict=True):
         nll: Tensor = checkpoint(_nll, part, wanted, use_reentrant=False, preserve_rng_state=False)
         total = total + nll
     return total
