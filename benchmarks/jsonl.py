@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -107,8 +108,9 @@ class JSONL(Benchmark):
                 rows = datasets.load_dataset(reader, data_files=files, split="train", cache_dir=cache, **options)
         except Exception as error:  # the library raises many types, of its own and of what it rests on
             cause = error.__cause__ or error
+            place = _broken_line(files) if reader == "json" else ""
             raise DataError(
-                f"jsonl: {self.data} cannot be read as {reader}: {cause}; mend or remove that part"
+                f"jsonl: {place or self.data} cannot be read as {reader}: {cause}; mend or remove that part"
             ) from error
         field = "text" if reader == "text" else self.text_field
         for wanted, option in ((field, "--text-field"), (self.author_field, "--author-field")):
@@ -126,6 +128,20 @@ class JSONL(Benchmark):
         for number, row in enumerate(rows.select_columns(columns)):
             author = row[self.author_field] if self.author_field else None
             yield str(number), functools.partial(_usable, str(number), row[field], author)
+
+
+def _broken_line(files: Sequence[str]) -> str:
+    """Where the first line of JSON Lines stands that is no JSON; empty if there is none."""
+    for file in files:
+        if Path(file).suffix.lower() == ".json":  # may be one value over many lines
+            continue
+        with Path(file).open(encoding="utf-8", errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    json.loads(line if line.strip() else "0")
+                except ValueError:
+                    return f"line {number} of {file}"
+    return ""
 
 
 def _usable(key: str, text: str | None, author: object) -> Raw:

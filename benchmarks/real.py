@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import heapq
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -67,14 +68,16 @@ def rmft_training() -> TrainConfig:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps `datasets` from drawing progress bars."""
+    """Keeps `datasets` from drawing progress bars, and from logging an error that it also raises."""
     import datasets
 
-    shown = datasets.are_progress_bars_disabled()
+    shown, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if not shown:
             datasets.enable_progress_bars()
 

@@ -116,7 +116,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=told):
             broken.corpus()
     (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
-    with pytest.raises(DataError, match=r"broken\.jsonl cannot be read as json"):
+    with pytest.raises(DataError, match=r"line 2 of .*broken\.jsonl cannot be read as json"):
         JSONL(data=str(tmp_path / "broken.jsonl")).corpus()
     (tmp_path / "mixed").mkdir()
     with pytest.raises(DataError, match="no file that ends in"):
