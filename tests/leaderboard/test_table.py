@@ -217,3 +217,28 @@ def test_the_command_reads_a_folder(tmp_path: Path) -> None:
     done = CliRunner().invoke(leaderboard, [str(tmp_path), "--markdown"])
     assert done.exit_code == 0, done.output
     assert "| rmft |" in done.output
+
+
+def test_a_membership_table_holds_tpr_at_one_percent_where_it_is_resolved(printed: Printed) -> None:
+    family: dict[str, Any] = {"attack": "mia", "attack_spec": "mia", "attack_family": "membership"}
+
+    def rows(*, resolved: bool) -> list[Row]:
+        made = [entry("none", **family), entry("rmft", (30.0, 20.0, 40.0), **family)]
+        for label, one, ten in (("none", 0.81, 0.95), ("rmft", 0.43, 0.64)):
+            for seed, shift in ((0, -0.02), (1, 0.02)):
+                scores = {
+                    "tpr_at_1%_fpr": score(one + shift if resolved else None, one - 0.1, one + 0.1),
+                    "tpr_at_10%_fpr": score(ten + shift, ten - 0.1, ten + 0.1),
+                }
+                made.append(point(label, seed=seed, **family) | {"scores": scores})
+        return made
+
+    text = printed(rows(resolved=True))
+    line = next(line for line in text.splitlines() if line.split()[1:2] == ["rmft"])
+    assert line.split()[3] == "0.43"
+    assert "[0.33,0.53]" in text
+    assert max(map(len, text.splitlines())) <= 100
+    for resolved in (True, False):
+        text = printed(rows(resolved=resolved), markdown=True)
+        assert ("TPR@1 %" in text.split("---")[0]) is resolved
+        assert "TPR at 10 % FPR at the end: none 0.95, rmft 0.64" in text

@@ -1,0 +1,137 @@
+"""The cells of a MaxTER table: an entry as text, and its place among the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from memdefense.results import Row
+
+TPR = "TPR@1 %"
+_COLUMNS = ("#", "defense", "leakage", "MaxTER@1 %", "MaxTER@5 %", "MaxTER@20 %", "AURC %", "gain %", "d %", "status")
+_PARTS = {"perplexity": "perpl.", "continuation": "contin.", "copy": "copy"}
+
+
+def columns(group: Sequence[Row], points: Sequence[Row]) -> tuple[str, ...]:
+    """The headings of a table of entries, with the true positive rate where the non-members resolve it."""
+    return _COLUMNS[:3] + ((TPR,) if _resolved(group, points) else ()) + _COLUMNS[3:]
+
+
+def cells(entry: Row, group: Sequence[Row], points: Sequence[Row]) -> list[str]:
+    """One entry as the cells of its table.
+
+    Args:
+        entry: the entry.
+        group: all entries of the table.
+        points: the points that they rest on.
+    """
+    final = last_points([row for row in points if row["defense_label"] == entry["defense_label"]])
+    found = [_place_of(entry, group), *_line(entry, final)]
+    return [*found[:3], _rate(final), *found[3:]] if _resolved(group, points) else found
+
+
+def last_points(rows: Sequence[Row]) -> list[Row]:
+    """The last measured operating point of each seed."""
+    last: dict[int, Row] = {}
+    for row in rows:
+        if row["status"] not in ("error", "n/a"):
+            last[row["seed"]] = row
+    return list(last.values())
+
+
+def _resolved(group: Sequence[Row], points: Sequence[Row]) -> bool:
+    """Whether any point has a TPR at 1 % FPR; a table of worst attacks mixes attacks with and without."""
+    return not group[0].get("attacks") and any(_rate([row]) != "-" for row in points)
+
+
+def _rate(final: Sequence[Row]) -> str:
+    """TPR at 1 % FPR, the mean over seeds."""
+    scores = [(row.get("scores") or {}).get("tpr_at_1%_fpr") or {} for row in final]
+    return interval({side: mean([score.get(side) for score in scores]) for side in ("value", "low", "high")}, 2, 2)
+
+
+def _line(entry: Row, final: Sequence[Row]) -> list[str]:
+    """The cells of `_COLUMNS`, the first aside."""
+    seconds = mean([row["cost"].get("train_seconds", 0.0) + row["cost"].get("edit_seconds", 0.0) for row in final])
+    status = [_statuses(entry.get("statuses") or {}), *([] if entry.get("resolvable") or not final else ["unresolved"])]
+    status += [f"{seconds:.0f} s"] if seconds is not None else []
+    scores = [(row.get("scores") or {}).get("leakage") or {"value": row["leakage"]} for row in final]
+    leakage = {side: mean([score.get(side) for score in scores]) for side in ("value", "low", "high")}
+    leakage = entry.get("leakage") or leakage
+    head = [entry["defense_label"], interval(leakage, 2, 3)]
+    tail = [_cost(final), "\n".join(status)]
+    if not entry.get("resolvable"):
+        return [*head, "-", "-", "-", "-", "-", *tail]
+    budgets = [interval(entry["maxter"][tau], 0, 1) for tau in ("1", "5", "20")]
+    return [*head, *budgets, interval(entry["aurc"], 0, 1), interval(entry["gain"], 0, 1, sign=True), *tail]
+
+
+def _statuses(counts: dict[str, int]) -> str:
+    named = sorted(counts.items(), key=lambda item: (item[0] != "ok", item[0]))
+    return "\n".join(f"{count} {name}" for name, count in named)
+
+
+def _cost(final: Sequence[Row]) -> str:
+    """The utility cost at the end, and which part of it is the worst."""
+    means = {name: mean([row["d"].get(name) for row in final]) for name in (*_PARTS, "worst")}
+    known = {name: mean for name, mean in means.items() if mean is not None and name != "worst"}
+    worst = means["worst"]
+    if worst is None:
+        return "-"
+    return f"{worst:.1f}" + (f"\n{_PARTS[max(known, key=lambda name: known[name])]}" if known else "")
+
+
+def rank(entry: Row) -> tuple[bool, float]:
+    """Sorts entries: the largest gain first, those without one last."""
+    gain = (entry.get("gain") or {}).get("value")
+    return gain is None, -(gain if gain is not None else 0.0)
+
+
+def _place_of(entry: Row, group: Sequence[Row]) -> str:
+    """The best and the worst place of an entry among all that were resolved; "-" where there is no gain to compare.
+
+    Entries of one run were compared pair by pair. Those of several runs cannot be, and are told apart by the intervals
+    of their gains.
+    """
+    mine = entry.get("gain") or {}
+    if not entry.get("resolvable") or mine.get("value") is None:
+        return "-"
+    others = [other for other in group if other.get("resolvable") and other is not entry]
+    if entry.get("rank") and {other["defense_label"] for other in others} == set(entry["versus"]):
+        best, worst = entry["rank"]
+        return str(best) if best == worst else f"{best}-{worst}"
+    gains = [gain for other in others if (gain := other.get("gain") or {}).get("value") is not None]
+    best = 1 + sum(_above(gain, mine) for gain in gains)
+    worst = 1 + len(gains) - sum(_above(mine, gain) for gain in gains)
+    return str(best) if best == worst else f"{best}-{worst}"
+
+
+def _above(gain: dict[str, Any], other: dict[str, Any]) -> bool:
+    low = gain["value"] if gain.get("low") is None else gain["low"]
+    high = other["value"] if other.get("high") is None else other["high"]
+    return bool(gain["value"] > other["value"] and low > high)
+
+
+def interval(score: dict[str, Any], limits: int, digits: int, *, sign: bool = False) -> str:
+    """A value, and its limits on a second line; a limit beyond 999 is shown as infinite."""
+    if score.get("value") is None:
+        return "-"
+    text = f"{score['value']:{'+' if sign else ''}.{digits}f}"
+    if score.get("low") is None or score.get("high") is None:
+        return text
+    low, high = (
+        f"{score[side]:.{limits}f}" if abs(score[side]) < 1000 else ("-∞" if score[side] < 0 else "∞")
+        for side in ("low", "high")
+    )
+    return f"{text}\n[{low},{high}]"
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number, or "-" where there is none."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

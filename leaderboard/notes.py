@@ -1,0 +1,123 @@
+"""What stands under a MaxTER table: errors, noise, chance, and what was published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memdefense.published import Claim, claim_lines
+from memdefense.results import Row
+
+from .cells import last_points, mean, number
+
+
+def notes_of(group: Sequence[Row], points: Sequence[Row], claims: Sequence[Claim]) -> list[str]:
+    """The lines under a table, none twice.
+
+    Args:
+        group: all entries of the table.
+        points: the points that they rest on.
+        claims: what was published.
+    """
+    found = [*_problems(group), *_beside(group)]
+    if not group[0].get("attacks"):
+        found += [*_rates(group, points), *_chance(points)]
+    found += [line for entry in group for line in _claimed(entry, claims)]
+    return list(dict.fromkeys(found))
+
+
+def _rates(group: Sequence[Row], points: Sequence[Row]) -> list[str]:
+    """TPR at 10 % FPR, which a tenth of the non-members resolve that TPR at 1 % needs."""
+    found = []
+    for entry in group:
+        final = last_points([row for row in points if row["defense_label"] == entry["defense_label"]])
+        value = mean([(row["scores"].get("tpr_at_10%_fpr") or {}).get("value") for row in final])
+        found += [f"{entry['defense_label']} {number(value, 2)}"] if value is not None else []
+    return [f"TPR at 10 % FPR at the end: {', '.join(found)}"] if found else []
+
+
+def _problems(entries: Sequence[Row]) -> list[str]:
+    """Errors and what could not be resolved; a note that several entries share is one line."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        unresolved = "" if entry.get("resolvable") else str(entry.get("note", ""))
+        for note in entry.get("errors") or [unresolved]:
+            if note:
+                found.setdefault(note, []).append(entry["defense_label"])
+    return [note if len(who) == len(entries) else f"{', '.join(who)}: {note}" for note, who in found.items()]
+
+
+def _beside(entries: Sequence[Row]) -> list[str]:
+    """Seed noise and sample noise apart, the worst attacks, the plain maximum and the paper's figures, a line each."""
+    noise, worst, plain, paper = [], [], [], []
+    for entry in entries:
+        label, gain = entry["defense_label"], entry.get("gain") or {}
+        halves = [_half(gain.get(name)) for name in ("run_limits", "sample_limits")]
+        noise += [f"{label} {halves[0]} / {halves[1]}"] if halves != ["-", "-"] else []
+        if entry.get("attacks"):
+            read = dict.fromkeys(name.rpartition("/")[0] for name in (entry.get("leakage") or {}).get("readings", ()))
+            worst += [f"{label} {' or '.join(read)}"] if read else []
+        most = (entry.get("plain") or {}).get("maxter") or {}
+        plain += [f"{label} {' / '.join(number(most[tau], 0) for tau in ('1', '5', '20'))}"] if most else []
+        figures = entry.get("paper") or {}
+        names = ("ter_mean", "maxter_paper", "aurc_paper")
+        paper += [f"{label} {' / '.join(number(figures[name], 0) for name in names)}"] if figures else []
+    lines = {
+        "the attack that leaks most at the end": worst,
+        "half width of the gain's interval from runs / from persons, in %": noise,
+        "plain maximum at 1 / 5 / 20 %, which flatters": plain,
+        "as the RMFT paper counts, mean TER / MaxTER / AURC": paper,
+    }
+    return [f"{what}: {', '.join(found)}" for what, found in lines.items() if found]
+
+
+def _half(limits: Sequence[float | None] | None) -> str:
+    low, high = limits or (None, None)
+    return "-" if low is None or high is None else f"{(high - low) / 2:.0f}"
+
+
+def _chance(rows: Sequence[Row]) -> list[str]:
+    """What membership and extraction numbers of these rows must be read against."""
+    notes = []
+    undefended = last_points([row for row in rows if row["defense_spec"] == "none" and row["status"] == "ok"])
+    for row in undefended[:1]:
+        scores = row["scores"]
+        if "auc_model_free" in scores:
+            free = scores["auc_model_free"]
+            verdict = (
+                "the split gives members away: no number here can be trusted"
+                if (free["low"] or 0) > 0.5
+                else "no better than chance"
+            )
+            value, low, high = (number(free[side], 2) for side in ("value", "low", "high"))
+            notes.append(f"model-free baseline: AUC {value} [{low}, {high}], {verdict}")
+        if "hit_rate" in scores:
+            hit, chance, held = scores["hit_rate"], scores["chance"], scores["held_out_rate"]
+            buckets = ", ".join(
+                f"{name}: {number(scores[f'hit_rate_{name}']['value'], 2)} of {scores[f'hit_rate_{name}']['n']}"
+                for name in ("1", "2-4", "5-16", ">16")
+                if scores.get(f"hit_rate_{name}", {}).get("n")
+            )
+            # Chance by twins rests on the members, chance by strangers on the held-out values.
+            twins = (chance["n"], chance["events"]) != (held["n"], held["events"])
+            notes.append(
+                f"undefended, seed {row['seed']}: {hit['events']} of {hit['n']} member values extracted; chance "
+                f"{number(chance['value'], 3)} ({'twins' if twins else 'held-out values, not exchangeable'}); "
+                f"held-out values {held['events']} of {held['n']}" + (f"; by occurrences {buckets}" if buckets else "")
+            )
+        if (row.get("detector") or {}).get("recall") is not None:
+            notes.append(
+                f"the defender's detector finds {100 * row['detector']['recall']:.1f} % of the secrets' occurrences"
+            )
+    return notes
+
+
+def _claimed(entry: Row, claims: Sequence[Claim]) -> list[str]:
+    """What was published of an entry's defense, one line per source."""
+    extracts = entry.get("attack_family") in (None, "extraction")  # rates of extraction say nothing of membership
+    return claim_lines(
+        [
+            claim
+            for claim in claims
+            if claim["defense"] == entry["defense"] and (extracts or claim["metric"] not in ("TER", "SER"))
+        ]
+    )
