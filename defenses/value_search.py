@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from memdefense.architecture import Block
+from memdefense.architecture import Block, blocks_of
 from memdefense.errors import ModelError
 
 from .editing import evaluating, hidden_state, left_padded, positions
@@ -81,10 +81,11 @@ def longest_tail(lm: LM, target: Sequence[int]) -> int:
 def search(lm: LM, block: Block, requests: Sequence[Request], how: Search) -> Found:
     """Finds z* at one block for each request.
 
-    What stands before the look-up token is run once and kept, since the change reaches only what comes after it.
+    What stands before the look-up token is run once and kept, since the change reaches only what comes after it; so are
+    the block and those below it.
     """
     with evaluating(lm):
-        rows = _Rows(lm, requests)
+        rows, fixed = _Rows(lm, requests), _Fixed(lm, block)
         deltas = [torch.zeros(lm.width, device=lm.device, requires_grad=True) for _ in requests]
         optimizer = torch.optim.Adam(deltas, lr=how.rate)
         best, steps = [0.0] * len(requests), [0] * len(requests)
@@ -92,10 +93,10 @@ def search(lm: LM, block: Block, requests: Sequence[Request], how: Search) -> Fo
         z = torch.zeros(len(requests), lm.width, device=lm.device)
         before = torch.zeros(0)
         for step in range(how.steps):
-            with _added(block, torch.stack(deltas)[rows.owner]) as seen:
+            with fixed.added(torch.stack(deltas)[rows.owner]):
                 nll, after = rows.measure()
             if step == 0:
-                z, before = seen[0][rows.plain], after.detach()
+                z, before = fixed.output[rows.plain, 0], after.detach()
             p = rows.mean(torch.exp(-nll))
             kl = (after.exp() * (after - before[active])).sum(-1)
             size = torch.stack([_length(deltas[place]) for place in active]) / z[active].square().sum(-1)
@@ -111,7 +112,7 @@ def search(lm: LM, block: Block, requests: Sequence[Request], how: Search) -> Fo
             torch.autograd.backward(loss[going].sum())
             if len(going) < len(active):
                 active = [active[row] for row in going]
-                rows.keep(active)
+                fixed.keep(rows.keep(active))
             for place, delta in enumerate(deltas):
                 if place not in active:  # with a gradient of zeros Adam's momentum would move it on
                     delta.grad = None
@@ -152,14 +153,15 @@ class _Rows:
         self._kept = _states(cache)
         self._index()
 
-    def keep(self, requests: Sequence[int]) -> None:
-        """Goes on with some of the requests, by their first numbers."""
+    def keep(self, requests: Sequence[int]) -> Tensor:
+        """Goes on with some of the requests, by their first numbers; gives which rows (rows,) stay."""
         stay = torch.isin(self.owner, torch.tensor(requests, device=self.owner.device))
         self._targets = [target for target, kept in zip(self._targets, stay.tolist(), strict=True) if kept]
         self._tails, self._mask, self._places = self._tails[stay], self._mask[stay], self._places[stay]
         self.owner = self.owner[stay]
         self._kept = [(keys[stay], values[stay]) for keys, values in self._kept]
         self._index()
+        return stay
 
     def _index(self) -> None:
         device, width = self.owner.device, self._tails.shape[1]
@@ -209,22 +211,47 @@ def _states(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
     return kept
 
 
-@contextlib.contextmanager
-def _added(block: Block, deltas: Tensor) -> Iterator[list[Tensor]]:
-    """Adds a vector (rows, width) to a block's output at the first token; what it was comes back in the list."""
-    seen: list[Tensor] = []
+class _Fixed:
+    """A block whose output changes by a vector alone, so that it and those below it are run at the first step only."""
 
-    def add(module: nn.Module, inputs: object, result: object) -> object:
-        hidden = hidden_state(result)
-        seen.append(hidden[:, 0].detach())
-        changed = torch.cat([hidden[:, :1] + deltas[:, None], hidden[:, 1:]], 1)
-        return (changed, *result[1:]) if isinstance(result, tuple) else changed
+    def __init__(self, lm: LM, block: Block) -> None:
+        stack = [other.module for other in blocks_of(lm.model)]
+        self._block = block.module
+        self._below = stack[: stack.index(block.module)]
+        self._result: object = None
 
-    handle = block.module.register_forward_hook(add)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+    @property
+    def output(self) -> Tensor:
+        """(rows, T, width), before any change."""
+        return hidden_state(self._result)
+
+    def keep(self, rows: Tensor) -> None:
+        """Goes on with some of the rows, (rows,) bool."""
+        kept = self.output[rows]
+        self._result = (kept, *self._result[1:]) if isinstance(self._result, tuple) else kept
+
+    @contextlib.contextmanager
+    def added(self, deltas: Tensor) -> Iterator[None]:
+        """Adds a vector (rows, width) to the block's output at the first token."""
+
+        def add(module: nn.Module, inputs: object, result: object) -> object:
+            if self._result is None:
+                hidden = hidden_state(result).detach()
+                self._result = (hidden, *result[1:]) if isinstance(result, tuple) else hidden
+            hidden = self.output
+            changed = torch.cat([hidden[:, :1] + deltas[:, None], hidden[:, 1:]], 1)
+            return (changed, *result[1:]) if isinstance(result, tuple) else changed
+
+        handle = self._block.register_forward_hook(add)
+        skipped = [] if self._result is None else [*self._below, self._block]
+        for module in skipped:
+            module.forward = lambda *_, **__: self._result
+        try:
+            yield
+        finally:
+            handle.remove()
+            for module in skipped:
+                del module.forward
 
 
 def _right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

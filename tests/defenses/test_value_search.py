@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,10 @@ def requests(lm: LM) -> list[Request]:
         more = [(*lm.encode("Because. "), *ids), (*lm.encode("You are there. "), *ids)] if place < 2 else []
         made.append(Request((ids, *more), tuple(lm.encode(" mail@x" if place % 2 else " phone", special=False))))
     return made
+
+
+def _one_more(count: list[int], place: int) -> None:
+    count[place] += 1
 
 
 def never(loss: float, p: float) -> bool:
@@ -121,6 +126,24 @@ def test_the_change_stays_within_its_ball_and_the_weights_as_they_were(four_buil
     torch.testing.assert_close(share, torch.full_like(share, 0.05), rtol=1e-3, atol=0)
     assert lm.digest() == digest
     assert all(weight.requires_grad and weight.grad is None for weight in lm.model.parameters())
+
+
+def test_the_block_and_those_below_it_run_once_and_work_again_afterwards(four_builds: dict[str, LM]) -> None:
+    for lm in four_builds.values():
+        stack = blocks_of(lm.model)
+        runs = [0] * len(stack)
+
+        ids = torch.tensor([lm.encode(CONTEXTS[0])])
+        before = lm.model(ids).logits
+        handles = []
+        for place, own in enumerate(stack):
+            inner: Any = own.module.mlp
+            handles.append(inner.register_forward_pre_hook(lambda *_, place=place, count=runs: _one_more(count, place)))
+        search(lm, stack[-2], requests(lm), Search(7, never))
+        for handle in handles:
+            handle.remove()
+        assert runs == [*[2] * (len(stack) - 1), 8]  # what stands before the look-up token, then the steps
+        torch.testing.assert_close(lm.model(ids).logits, before, rtol=0, atol=0)
 
 
 def test_a_search_makes_the_model_say_the_target(four_builds: dict[str, LM]) -> None:
