@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memdefense.attack import Outcome
-from memdefense.attacks import compression
+from memdefense.attacks import compression, prompt_search
 from memdefense.attacks.compression import Compression, shortest
 from memdefense.attacks.prompt_search import Attempt, descend, gradient
 from memdefense.corpus import Corpus, Document, Occurrence, Secret
@@ -250,7 +250,7 @@ def test_no_prompt_holds_a_special_token(tiny_lm: LM, monkeypatch: pytest.Monkey
         slope[:, 77] = -1.0
         return slope
 
-    monkeypatch.setattr(compression, "gradient", tempting)
+    monkeypatch.setattr(prompt_search, "gradient", tempting)
     body = tiny_lm.encode(" 24 boxes", special=False)
     for seed in range(5):
         first = descend(tiny_lm, body, 30, steps=0, candidates=4, top_k=1, seed=seed)
