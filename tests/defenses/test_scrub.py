@@ -100,9 +100,9 @@ def test_one_value_has_one_pseudonym_and_two_values_two() -> None:
 
 
 def test_no_two_values_share_a_pseudonym_where_few_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pii, "LOCALS", ("ann", "bob"))
-    monkeypatch.setattr(pii, "DOMAINS", ("acme",))
-    monkeypatch.setattr(pii, "SUFFIXES", ("com",))
+    monkeypatch.setattr(pii.words, "LOCALS", ("ann", "bob"))
+    monkeypatch.setattr(pii.words, "DOMAINS", ("acme",))
+    monkeypatch.setattr(pii.words, "SUFFIXES", ("com",))
     texts = [f"w{place}.x@fenwick.com" for place in range(4)]
     made = {document.text for document in curate(Scrub(method="pseudonymise"), texts=texts)}
     assert made == {"ann.ann@acme.com", "ann.bob@acme.com", "bob.ann@acme.com", "bob.bob@acme.com"}

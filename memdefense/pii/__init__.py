@@ -1,0 +1,24 @@
+"""Kinds of personally identifiable information (PII): find it, bring it to canonical form, replace it plausibly."""
+
+from __future__ import annotations
+
+from .detect import find
+from .fakes import fake, local_part, pick
+from .forms import KINDS, Detector, Pii, canonical
+from .presidio import presidio_detector
+from .words import DOMAINS, LOCALS, SUFFIXES
+
+__all__ = [
+    "DOMAINS",
+    "KINDS",
+    "LOCALS",
+    "SUFFIXES",
+    "Detector",
+    "Pii",
+    "canonical",
+    "fake",
+    "find",
+    "local_part",
+    "pick",
+    "presidio_detector",
+]
