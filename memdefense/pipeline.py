@@ -32,7 +32,7 @@ from memdefense.lab import AttackLab, Bench, Lab, StoredPoint, add_cost, save_po
 from memdefense.lm import LM
 from memdefense.memory import peak, reset_peak
 from memdefense.recipe import code_of
-from memdefense.remember import remembered
+from memdefense.remember import Remembered, remembered
 from memdefense.score import Scores
 from memdefense.store import Artifact, DamagedError
 from memdefense.target import Target, limited
@@ -113,25 +113,39 @@ class Defended:
         """Of the documents of epoch 0."""
         return digest_documents(self.curated)
 
-    def answers(self, point: StoredPoint) -> dict[str, object]:
-        """What decides all a point says: its weights, and the guard with everything that it is made from."""
-        guard: dict[str, object] = {}
-        if overrides(self.defense, "guard"):
-            originals, config = digest_documents(self.originals), dataclasses.asdict(self.config)
-            guard = self.work.inputs(self.defense, self.seed)
-            guard |= {"originals": originals, "curated": self.curated_digest, "config": config}
-        return {"model": point.digest, "guard": guard or "", **self.work.bench.surroundings()}
-
     def target(self, model: LM) -> Target:
         """A model behind the defense's guard."""
         return self.served(model)[0]
 
-    def served(self, model: LM) -> tuple[Target, Mapping[str, float]]:
-        """A model behind the defense's guard, and what the guard notes."""
+    def served(
+        self, model: LM, point: StoredPoint | None = None, replay: Callable[[float], None] = lambda seconds: None
+    ) -> tuple[Target, Mapping[str, float]]:
+        """A model behind the defense's guard, and what the guard notes.
+
+        Args:
+            model: what answers.
+            point: whose weights they are, to the last bit: then signals are kept, those under the guard for all arms
+                that share the weights.
+            replay: told of the seconds of a pass that was made before.
+        """
         lab = self.work.lab(self.defense.spec, self.seed, self.originals)
         lab.config = self.config
-        target = _hook(self.defense, "guard", lambda: self.defense.guard(lab.serve(model), self.curated, lab))
-        return target, lab.notes
+        target = lab.serve(model)
+        if point:
+            target = remembered(target, self.work.bench.store, self._identity(point), replay)
+        guarded = _hook(self.defense, "guard", lambda: self.defense.guard(target, self.curated, lab))
+        if point and not isinstance(guarded, Remembered):
+            guarded = remembered(guarded, self.work.bench.store, self._identity(point, guard=True), replay)
+        return guarded, lab.notes
+
+    def _identity(self, point: StoredPoint, *, guard: bool = False) -> dict[str, object]:
+        """What decides all a point says: its weights, and the guard with everything that it is made from."""
+        made: dict[str, object] = {}
+        if guard:
+            originals, config = digest_documents(self.originals), dataclasses.asdict(self.config)
+            made = self.work.inputs(self.defense, self.seed)
+            made |= {"originals": originals, "curated": self.curated_digest, "config": config}
+        return {"model": point.digest, "guard": made or "", **self.work.bench.surroundings()}
 
 
 def defend(work: Work, defense: Defense, seed: int, documents: Documents | None = None) -> Defended:
@@ -208,9 +222,8 @@ def measure(
             at=point.at,
             base_digest=work.base_digest,
         )
-        target, guard_notes = defended.served(attacked)
-        if plugin.access != "weights":  # weights that an attack can reach may change under what is remembered of them
-            target = remembered(target, work.bench.store, defended.answers(point), lab.replay)
+        # Weights that an attack can reach may change under what is remembered of them.
+        target, guard_notes = defended.served(attacked, None if plugin.access == "weights" else point, lab.replay)
         reset_peak(work.bench.device)
         started = time.monotonic()
         outcomes = _hook(plugin, "run", lambda: list(plugin.run(limited(target, plugin.access), corpus, lab)))
@@ -409,8 +422,7 @@ def _shadow(
     spent = sum(seconds for name, seconds in shadow.cost.items() if name.endswith("_seconds"))
     replay(max(0.0, spent - (time.monotonic() - started)))
     point = next((point for point in shadow.points if point.label == label), shadow.points[-1])
-    target = shadow.target(point.load(work.bench.device))
-    return remembered(target, work.bench.store, shadow.answers(point), replay)
+    return shadow.served(point.load(work.bench.device), point, replay)[0]
 
 
 __all__ = [

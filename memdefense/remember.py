@@ -1,7 +1,8 @@
 """Signals once: a target's answer about the tokens of a text is computed in one pass and read from the store after.
 
 `remembered` wraps a target so that nobody who asks notices. Perplexity, membership, discoverable extraction and the
-verbatim check ask for the signals of much the same texts: the first pays for the pass, the others read.
+verbatim check ask for the signals of much the same texts: the first pays for the pass, the others read. So do defenses
+that guard text alone: under such a guard signals are those of the weights.
 
 What holds of the numbers. A shard of signals is one pass over exactly the texts its key names, in an order of their
 own, so whoever asks for the same set gets the same bits, in any order of asking, also after an interruption. What is
@@ -44,7 +45,7 @@ Asked = tuple[str, str | None]
 """A text, and what stood before it."""
 
 
-def remembered(target: Target, store: Store, identity: Parts, replay: Callable[[float], None]) -> Target:
+def remembered(target: Target, store: Store, identity: Parts, replay: Callable[[float], None]) -> Remembered:
     """The same target, whose signals are kept.
 
     Args:
@@ -56,11 +57,13 @@ def remembered(target: Target, store: Store, identity: Parts, replay: Callable[[
             depend on who came first.
     """
     code = [code_of(type(target)), code_of("memdefense.target"), code_of(__name__)]
-    return _Remembered(target, store, {**identity, "code": code, "dtype": str(target.model.model.dtype)}, replay)
+    return Remembered(target, store, {**identity, "code": code, "dtype": str(target.model.model.dtype)}, replay)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Remembered:
+class Remembered:
+    """A target whose signals are kept; made by `remembered`."""
+
     behind: Target
     store: Store
     identity: Parts
@@ -79,8 +82,9 @@ class _Remembered:
     def guarded(
         self, *, law: Law | None = None, text: TextGuard | None = None, sampling: Sampling | None = None
     ) -> Target:
-        """Behind one more guard, which has no name here, so its answers are not kept."""
-        return self.behind.guarded(law=law, text=text, sampling=sampling)
+        """Behind one more guard. What it makes of signals has no name and is not kept; a text guard leaves them."""
+        behind = self.behind.guarded(law=law, text=text, sampling=sampling)
+        return behind if law or sampling else dataclasses.replace(self, behind=behind)
 
     def signals(
         self, texts: Sequence[str], *, contexts: Sequence[str] | None = None, sampling: Sampling = PLAIN
@@ -188,4 +192,4 @@ def _read(artifact: Artifact, wanted: set[bytes]) -> dict[bytes, Signals]:
     return found
 
 
-__all__ = ["remembered"]
+__all__ = ["Remembered", "remembered"]

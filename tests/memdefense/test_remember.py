@@ -20,6 +20,8 @@ from memdefense.attacks.mia import MIA
 from memdefense.attacks.verbatim import Verbatim
 from memdefense.corpus import Corpus, Documents
 from memdefense.defense import Defense
+from memdefense.defenses.pattern_filter import PatternFilter
+from memdefense.defenses.refuse import Refuse
 from memdefense.lab import AttackLab, Bench, Lab
 from memdefense.lm import LM, Target, WeightTarget
 from memdefense.pipeline import defend, measure, retried
@@ -118,7 +120,7 @@ def test_what_differs_is_kept_apart(store: Store, tiny_lm: LM, tiny_llama: LM) -
     cold = Sampling(temperature=0.5, top_k=5)
     cases: list[tuple[Target, Target, Sequence[str] | None, Sampling]] = []
     for number, own in enumerate(targets):
-        kept = remembered(own, store, {"model": str(number)}, lambda seconds: None)
+        kept: Target = remembered(own, store, {"model": str(number)}, lambda seconds: None)
         cases += [(own, kept, None, PLAIN), (own, kept, contexts, PLAIN), (own, kept, None, cold)]
     for _ in range(2):
         for own, kept, before, scheme in cases:
@@ -146,6 +148,18 @@ def test_another_guard_on_top_is_not_taken_for_what_is_under_it(store: Store, ti
     flat = target.guarded(law=lambda ids, hidden, logprobs: torch.log_softmax(logprobs * 0, -1)).signals(TEXTS)
     assert not same(flat, plain, within=1e-3)
     assert np.allclose(flat[0].std, 0, atol=1e-5)
+
+
+def test_a_text_guard_on_top_leaves_signals_what_they_were(
+    store: Store, tiny_lm: LM, passes: list[tuple[LM, tuple[str, ...]]]
+) -> None:
+    target = of(tiny_lm, store)
+    plain = target.signals(TEXTS)
+    guarded = target.guarded(text=lambda prompts, said, again: [text.upper() for text in said])
+    assert same(guarded.signals(TEXTS), plain)
+    assert len(passes) == 1
+    said = guarded.generate(TEXTS[:2], max_new_tokens=4)
+    assert said == [text.upper() for text in target.generate(TEXTS[:2], max_new_tokens=4)]
 
 
 def test_shards_are_bounded_and_an_interrupted_call_gives_the_same_bits(
@@ -290,6 +304,16 @@ def test_all_that_reads_signals_of_a_point_costs_one_pass_over_each_text(
     other = flat.points[-1].load("cpu")
     measure(flat, flat.points[-1], MIA(), lambda: other)
     assert {lm is other for lm, _ in passes} == {True}
+    # Nor does the model itself pass over a text again for a guard that acts on text alone.
+    for guard in (Refuse(), PatternFilter()):
+        silent = defend(work, guard, 0)
+        assert silent.points[-1].digest == point.digest
+        passes.clear()
+        found, artifact = measure(silent, silent.points[-1], MIA(), lambda: model)
+        assert not passes
+        plain, other_artifact = measure(defended, point, MIA(), lambda: model)
+        assert [outcome.values for outcome in found] == [outcome.values for outcome in plain]
+        assert artifact.key != other_artifact.key
     # A guard with other fields is another target.
     passes.clear()
     hotter = defend(work, Flat(heat=3.0), 1)
