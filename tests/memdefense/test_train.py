@@ -270,7 +270,12 @@ def test_the_loss_in_pieces_is_the_loss_and_holds_no_copy_of_the_logits(
     logits = (4 * torch.randn(7, 11)).to(dtype).requires_grad_()
     labels = torch.tensor([3, -100, 0, 10, -100, 5, 5])
     held: list[torch.Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (held.append(tensor), tensor)[1], lambda kept: kept):
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept):
         total = summed_nll(logits, labels)
     place = logits.untyped_storage().data_ptr()
     copies = [tensor for tensor in held if tensor.numel() >= 11 and tensor.untyped_storage().data_ptr() != place]
