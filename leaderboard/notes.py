@@ -19,10 +19,24 @@ def notes_of(group: Sequence[Row], points: Sequence[Row], claims: Sequence[Claim
         claims: what was published.
     """
     found = [*_problems(group), *_beside(group)]
+    found += _before(group)
     if not group[0].get("attacks"):
         found += [*_rates(group, points), *_chance(points)]
     found += [line for entry in group for line in _claimed(entry, claims)]
     return list(dict.fromkeys(found))
+
+
+def _before(group: Sequence[Row]) -> list[str]:
+    """Leakage of the base model, which no private text can have caused."""
+    for entry in group:
+        leakage = entry.get("leakage") or {}
+        if entry["defense"] == "never-trained" and (leakage.get("low") or 0) > 0:
+            value, low, high = (number(leakage.get(side), 2) for side in ("value", "low", "high"))
+            return [
+                f"the base model, which saw no private text, leaks {value} [{low}, {high}]: in every row about as much "
+                "is due to how the data was split or to what the base model knew before"
+            ]
+    return []
 
 
 def _rates(group: Sequence[Row], points: Sequence[Row]) -> list[str]:

@@ -242,3 +242,10 @@ def test_a_membership_table_holds_tpr_at_one_percent_where_it_is_resolved(printe
         text = printed(rows(resolved=resolved), markdown=True)
         assert ("TPR@1 %" in text.split("---")[0]) is resolved
         assert "TPR at 10 % FPR at the end: none 0.95, rmft 0.64" in text
+
+
+@pytest.mark.parametrize("low", [0.1, -0.1])
+def test_a_base_model_that_leaks_is_told(printed: Printed, low: float) -> None:
+    rows = [entry("none"), entry("never-trained", leakage=score(0.34, low, 0.54)), point("none")]
+    told = "the base model, which saw no private text, leaks 0.34 [0.10, 0.54]"
+    assert (told in " ".join(printed(rows).split())) is (low > 0)
