@@ -45,7 +45,8 @@ class Compression(Attack):
 
     A hit is proved by its prompt. No hit proves nothing, since the search is local and short: hit rate and ratio are
     lower bounds, and tell more beside the twins' than by themselves. It needs the value, so it shows what a model
-    holds and not what an attacker without the value could get.
+    holds and not what an attacker without the value could get. On `mailbox`, undefended, at the end of training, it
+    finds prompts for 6 of 12 values and for none of their twins (one seed; 100 s on two cores).
 
     Deviates [ours]: no prompt as long as the value or longer is tried, since it cannot give a ratio above 1, which is
     what keeps the search cheap; the longest that can is tried before giving up. Every candidate is checked and not
