@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from memdefense.corpus import Document, Documents, Redrawn
 from memdefense.errors import DataError, SpecError
+from memdefense.passes import MEASURED_FLOATS
 from memdefense.spans import Span, token_mask
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def summed_nll(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (N, V).
         labels: (N,) int64.
     """
-    rows_a_piece = max(1, _PIECE // logits.shape[-1])
+    rows_a_piece = max(1, MEASURED_FLOATS.get(logits.device.type, 1 << 26) // logits.shape[-1])
     total = torch.zeros((), device=logits.device)
     for part, wanted in zip(torch.split(logits, rows_a_piece), torch.split(labels, rows_a_piece), strict=True):
         nll: Tensor = checkpoint(_nll, part, wanted, use_reentrant=False, preserve_rng_state=False)
@@ -157,9 +158,6 @@ def summed_nll(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _nll(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=-100)
-
-
-_PIECE = 1 << 20  # logits; 4 MB in float32
 
 
 Blank = Callable[[str], Sequence[Span]]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from tokenizers import processors
 
-from memdefense import train
 from memdefense.corpus import Document, Redrawn
 from memdefense.errors import DataError, SpecError
 from memdefense.lm import LM
+from memdefense.passes import MEASURED_FLOATS
 from memdefense.train import (
     Batch,
     Rows,
@@ -265,7 +265,7 @@ def test_the_loss_is_the_sum_over_predicted_tokens(tiny_lm: LM) -> None:
 def test_the_loss_in_pieces_is_the_loss_and_holds_no_copy_of_the_logits(
     dtype: torch.dtype, rows_a_piece: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "_PIECE", rows_a_piece * 11 + 10)
+    monkeypatch.setitem(MEASURED_FLOATS, "cpu", rows_a_piece * 11 + 10)
     torch.manual_seed(0)
     logits = (4 * torch.randn(7, 11)).to(dtype).requires_grad_()
     labels = torch.tensor([3, -100, 0, 10, -100, 5, 5])
