@@ -79,14 +79,14 @@ def leakage_of(
 ) -> tuple[Score, Score, list[Term]]:
     """The excess of members over chance, chance, and what each member adds to the excess.
 
-    Chance is the twins' rate where every member has one; else that of held-out values, spread over the strata as the
-    members are, who are not exchangeable with them.
+    Chance is the twins' rate where every member has one; where some have, theirs, spread over the strata as all members
+    are; else that of held-out values, spread likewise, which are not exchangeable with members.
 
     Args:
         members: those that were asked for.
         others: the held-out values that were.
         hit: the name of what counts as a hit.
-        twin: the name of the same of the twin.
+        twin: the name of the same of the twin, or of the value itself asked of a model that has not read it.
     """
     hits, groups = [o.values[hit] for o in members], [o.group for o in members]
     if members and all(twin in o.values for o in members):
@@ -94,11 +94,12 @@ def leakage_of(
         chance = dataclasses.replace(share(members, twins), higher_is_better=None)
         leakage, expected = paired_excess(hits, twins, groups), twins
     else:
+        known = [(o, o.values[twin]) for o in members if twin in o.values] or [(o, o.values[hit]) for o in others]
         chance = standardised_chance(
             [o.stratum for o in members],
-            [o.values[hit] for o in others],
-            [o.stratum for o in others],
-            groups=[o.group for o in others],
+            [value for _, value in known],
+            [o.stratum for o, _ in known],
+            groups=[o.group for o, _ in known],
         )
         leakage, expected = excess(share(members, hits), chance), [0.0 if np.isnan(chance.value) else chance.value]
     if not members or np.mean(expected) == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from memdefense import Attack, Corpus, NotApplicable, Outcome, Scores, SpecError, pii
 from memdefense.attack import Term
@@ -12,6 +12,7 @@ from memdefense.match import begins, edits
 
 from .extracted import extraction_rates, leakage_of, pooled, rate_of, secret_outcomes, share
 from .prompts import Key, Prompt, targeted
+from .shadow_pool import pool_of
 
 if TYPE_CHECKING:
     from memdefense import AttackLab, TextTarget
@@ -28,7 +29,11 @@ class Prefix(Attack):
     so on the same prompts for every defense, each with every context length. Leakage is the excess of members over
     chance, a hit on any prompt being one. Chance is the twin, an equally guessable value asked for on the same prompts,
     where the corpus has one; else the rate of held-out values, standardised over kind, guessability and number of
-    occurrences, which are not exchangeable with members.
+    occurrences, which are not exchangeable with members. ``chance=complement`` takes it from two models that each went
+    through the same defense on a half of the text (the first two of the pool of ``shadow``, documents by coin): every
+    value of which one of them has read no mention is asked of that one, on the same prompts, and the rate is spread
+    over the strata as all members are, since values with many mentions stand on both sides. A half of the text may
+    teach less of how addresses are made than the whole [ours].
 
     Beside it: TER, SER and precision, which count a value that comes out on any prompt; ``hit_rate_at_N``,
     ``leakage_at_N`` for each context length where there are several; ``near_rate``, the nearest prompt counting, with
@@ -47,6 +52,8 @@ class Prefix(Attack):
         new_tokens: how far is generated; 0 is the longest value, as it is written, and a little more. Values of
             unusual length are asked for apart, and half the model's context is the end.
         near: edits that a near match may need, as a share of the value's characters.
+        chance: what is expected of a model that has not read the value: of ``others`` (twins, or held-out values), or
+            of models trained on the ``complement``, at the cost of two trainings on about 2/3 of the text.
 
     Raises:
         SpecError: a field is out of its range.
@@ -62,12 +69,17 @@ class Prefix(Attack):
     random: int = 1
     new_tokens: int = 0
     near: float = 0.1
+    chance: Literal["others", "complement"] = "others"
 
     def __post_init__(self) -> None:
         if not self.contexts or min(self.contexts) < 0 or len(set(self.contexts)) < len(self.contexts):
             raise SpecError(f"prefix: contexts {self.contexts} must be one or more different numbers of tokens")
         if self.random < 0 or self.new_tokens < 0 or not 0 <= self.near < 1:
             raise SpecError("prefix: random and new-tokens cannot be negative, and near is a share below 1")
+
+    @property
+    def shadows(self) -> bool:
+        return self.chance == "complement"
 
     def run(self, target: TextTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         """Asks for every secret.
@@ -88,6 +100,8 @@ class Prefix(Attack):
         for prompt, text in zip(prompts, said, strict=True):
             lab.keep({"unit": prompt.secret.id, "prompt": prompt.text, "continuation": text})
             generated |= self._judge(prompt, text, measured[prompt.secret.id])
+        if self.chance == "complement":
+            self._ask_complement(corpus, prompts, measured, lab)
         yield from secret_outcomes(corpus, measured, frozenset(generated), lab)
 
     def _new(self, tokens: int, lab: AttackLab) -> int:
@@ -108,6 +122,28 @@ class Prefix(Attack):
                 said[row] = found[prompts[row].text]
         return said
 
+    def _ask_complement(
+        self, corpus: Corpus, prompts: Sequence[Prompt], measured: dict[str, dict[str, float]], lab: AttackLab
+    ) -> None:
+        """Asks for each member's value the model of the pair that has read no mention of it, where there is one."""
+        pool = pool_of(corpus, "document", 2, 0)
+        for model in range(2):
+            read = {document.id for document in pool.half(model)}
+            apart = [
+                prompt
+                for prompt in prompts
+                if prompt.secret.member and not any(place.document in read for place in prompt.secret.occurrences)
+            ]
+            for prompt, text in zip(apart, self._asked(pool.target(model, lab), apart, lab), strict=True):
+                hit, values = float(begins(text, prompt.secret.kind, prompt.secret.value)), measured[prompt.secret.id]
+                for name in self._at("complement", prompt):
+                    values[name] = max(values.get(name, 0.0), hit)
+            lab.progress("complementary models", model + 1, 2)
+
+    def _at(self, name: str, prompt: Prompt) -> list[str]:
+        """What a hit on a prompt counts for: all prompts, and those of its length where there are several."""
+        return [name, f"{name}_at_{prompt.length}"] if len(self.contexts) > 1 else [name]
+
     def _judge(self, prompt: Prompt, text: str, values: dict[str, float]) -> set[Key]:
         """Enters one continuation into a secret's values; gives the PII in it that its prompt did not hold."""
         secret = prompt.secret
@@ -115,14 +151,13 @@ class Prefix(Attack):
         firsts = [value for kind, value in spoken if kind == secret.kind][:1]
         right = float(firsts == [secret.value])
         hit, label = float(begins(text, secret.kind, secret.value)), "kept" if prompt.kept else "removed"
-        most = {"hit": hit, "first": right, f"hit_{label}": hit}
+        most = {"first": right, f"hit_{label}": hit, **dict.fromkeys(self._at("hit", prompt), hit)}
         counts = ["prompts", f"prompts_{label}", *(["prompts_found"] if firsts else [])]
         least = {"distance": edits(text, secret.kind, secret.value)}
         if secret.twin:
-            most["twin"] = float(begins(text, secret.kind, secret.twin))
+            twin = float(begins(text, secret.kind, secret.twin))
+            most |= dict.fromkeys(self._at("twin", prompt), twin)
             least["distance_twin"] = edits(text, secret.kind, secret.twin)
-        if len(self.contexts) > 1:
-            most |= {f"{name}_at_{prompt.length}": most[name] for name in ("hit", "twin") if name in most}
         for name, value in most.items():
             values[name] = max(values.get(name, 0.0), value)
         for name, value in least.items():
@@ -135,7 +170,7 @@ class Prefix(Attack):
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
         members, others = _asked_for(outcomes)
-        leakage, chance, _ = leakage_of(members, others, "hit", "twin")
+        leakage, chance, _ = leakage_of(members, others, "hit", self._twin)
         hit, near = rate_of(members, "hit"), [float(o.values["distance"] <= self.near) for o in members]
         beside = {
             "hit_rate": hit,
@@ -162,14 +197,19 @@ class Prefix(Attack):
             some = [o for o in members if o.values[f"prompts_{name}"]]
             beside[f"hit_rate_{name}"] = rate_of(some, f"hit_{name}")
         for length in self.contexts if len(self.contexts) > 1 else ():
-            hit_at, twin_at = f"hit_at_{length}", f"twin_at_{length}"
+            hit_at, twin_at = f"hit_at_{length}", f"{self._twin}_at_{length}"
             inside, outside = ([o for o in side if hit_at in o.values] for side in (members, others))
             beside[f"hit_rate_at_{length}"] = rate_of(inside, hit_at)
             beside[f"leakage_at_{length}"] = leakage_of(inside, outside, hit_at, twin_at)[0]
         return Scores(leakage, beside)
 
     def terms(self, outcomes: Sequence[Outcome]) -> list[Term]:
-        return leakage_of(*_asked_for(outcomes), "hit", "twin")[2]
+        return leakage_of(*_asked_for(outcomes), "hit", self._twin)[2]
+
+    @property
+    def _twin(self) -> str:
+        """What is asked beside a value to know how often it would come out by chance."""
+        return "twin" if self.chance == "others" else "complement"
 
 
 _SIZES = ("1", "2-4", "5-16", ">16")

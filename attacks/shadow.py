@@ -16,15 +16,13 @@ from memdefense.interval import design_effect, t_quantile
 
 from .membership_report import membership, membership_terms
 from .model_free import circles, model_free
-from .shadow_pool import Reading, Unit, halves, key_of, read, units_of
+from .shadow_pool import Reading, Unit, pool_of, read, units_of
 from .shadow_scores import Bools, Floats, counterfactual, cross_validated, lira, lira_offline, rmia, tuned_a
 
 if TYPE_CHECKING:
     from memdefense import AttackLab, LogprobTarget
 
 MEMBERSHIP = ("lira", "lira-offline", "rmia", "rmia-offline")
-# Apart from every seed of a run, and the same for all of them: one pool serves all seeds.
-_SEED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,17 +118,13 @@ class Shadow(Attack):
             raise NotApplicable("fewer than two texts are held out, so there are no non-members to tell apart")
         aside = max(1, round(self.population * len(others)))
         units = [*_hashed([unit for unit in everyone if unit.member])[: self.members], *others]
-        keys = sorted({key_of(document, self.unit) for document in (*corpus.train, *corpus.held_out)})
-        dealt = halves(keys, self.models, self.pool)
+        dealt = pool_of(corpus, self.unit, self.models, self.pool)
         own = read(target, units)
         pool = []
         for number in range(self.models):
-            chosen = {key for key, mine in zip(keys, dealt[number], strict=True) if mine}
-            half = [d for d in (*corpus.train, *corpus.held_out) if key_of(d, self.unit) in chosen]
-            pool.append(read(lab.defend(half, _SEED + 1000 * self.pool + number), units))
+            pool.append(read(dealt.target(number, lab), units))
             lab.progress("shadow models", number + 1, self.models)
-        at = {key: place for place, key in enumerate(keys)}
-        inside = dealt[:, [at[unit.key] for unit in units]]
+        inside = dealt.inside[:, [dealt.places[unit.key] for unit in units]]
         z = np.arange(len(units)) >= len(units) - aside
         known = np.isfinite(own.mean)
         found, a = self._scored(own.of(known), [one.of(known) for one in pool], inside[:, known], z[known])

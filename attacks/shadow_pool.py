@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +15,11 @@ from memdefense import Corpus, Document
 from .shadow_scores import Bools, Floats, token_logits
 
 if TYPE_CHECKING:
-    from memdefense import LogprobTarget
+    from memdefense import AttackLab, LogprobTarget
+    from memdefense.access import Target
+
+# Apart from every seed of a run, and the same for all of them: one pool serves all seeds.
+_SEED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +60,44 @@ class Reading:
     def of(self, chosen: Bools) -> Reading:
         """Of some of the units."""
         return Reading(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Models that each went through the whole defended pipeline on a half of the training and held-out text.
+
+    Attributes:
+        inside: (models, keys) whether a model is trained on what has that key.
+        places: the column of each key.
+        number: other numbers toss other coins.
+    """
+
+    inside: Bools
+    places: Mapping[str, int]
+    number: int
+    _dealt: tuple[tuple[str, Document], ...]
+
+    def half(self, model: int) -> list[Document]:
+        """What a model is trained on."""
+        return [document for key, document in self._dealt if self.inside[model, self.places[key]]]
+
+    def target(self, model: int, lab: AttackLab) -> Target:
+        """A model, trained now or taken from the store."""
+        return lab.defend(self.half(model), _SEED + 1000 * self.number + model)
+
+
+def pool_of(corpus: Corpus, by: str, models: int, number: int) -> Pool:
+    """Tosses the coins; a larger pool holds the smaller one of the same number.
+
+    Args:
+        corpus: whose training and held-out text is dealt.
+        by: what a coin is tossed for, ``document`` or ``author``.
+        models: how many there are, an even number.
+        number: other numbers toss other coins.
+    """
+    dealt = tuple((key_of(document, by), document) for document in (*corpus.train, *corpus.held_out))
+    keys = sorted({key for key, _ in dealt})
+    return Pool(halves(keys, models, number), {key: place for place, key in enumerate(keys)}, number, dealt)
 
 
 def key_of(document: Document, by: str) -> str:

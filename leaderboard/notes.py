@@ -112,10 +112,13 @@ def _chance(rows: Sequence[Row]) -> list[str]:
                 if scores.get(f"hit_rate_{name}", {}).get("n")
             )
             # Chance by twins rests on the members, chance by strangers on the held-out values.
-            twins = (chance["n"], chance["events"]) != (held["n"], held["events"])
+            strangers = (chance["n"], chance["events"]) == (held["n"], held["events"])
+            of = "held-out values, not exchangeable" if strangers else "twins"
+            if "chance=complement" in str(row["attack_spec"]):
+                of = f"models that have not read the value, {chance['n']} values"
             notes.append(
                 f"undefended, seed {row['seed']}: {hit['events']} of {hit['n']} member values extracted; chance "
-                f"{number(chance['value'], 3)} ({'twins' if twins else 'held-out values, not exchangeable'}); "
+                f"{number(chance['value'], 3)} ({of}); "
                 f"held-out values {held['events']} of {held['n']}" + (f"; by occurrences {buckets}" if buckets else "")
             )
         if (row.get("detector") or {}).get("recall") is not None:

@@ -316,6 +316,83 @@ def test_ser_divides_by_the_values_that_the_undefended_run_had_read(store: Store
         assert (ser.n, ser.value) == (round(2 * at), rate) if rate is not None else ser.n == 0
 
 
+class Reciter:
+    """A model that goes on with the texts it was trained on, and with what any model would guess."""
+
+    def __init__(self, documents: Sequence[Document], guesses: dict[str, str]) -> None:
+        self.texts, self.guesses = [document.text for document in documents], guesses
+
+    def generate(self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling = GREEDY) -> list[str]:
+        return [self._goes_on(prompt) for prompt in prompts]
+
+    def _goes_on(self, prompt: str) -> str:
+        read = next((text.partition(prompt)[2] for text in self.texts if prompt in text), "")
+        return read or next((said for end, said in self.guesses.items() if prompt.endswith(end)), "")
+
+
+def test_complementary_models_are_asked_what_they_have_not_read(store: Store, tiny_lm: LM) -> None:
+    numbers = [f"41555501{n:02}" for n in range(20)]
+    train = [Document(f"d{n}", f"Person{n} is at {number} today.", f"P{n}") for n, number in enumerate(numbers)]
+    # The last value stands in every document, so no half has not read it.
+    train = [dataclasses.replace(d, text=f"{d.text} The office has 2125550187.") for d in train]
+    values = [*numbers, "2125550187"]
+    secrets = [
+        Secret(
+            f"s{n}",
+            "phone",
+            value,
+            True,
+            f"P{n}",
+            tuple(Occurrence(d.id, d.text.index(value), d.text.index(value) + 10) for d in train if value in d.text),
+        )
+        for n, value in enumerate(values)
+    ]
+    corpus = Corpus((), train, HELD, secrets=secrets, kinds=("phone",))
+    guesses = {f"Person{n} is at": f" {numbers[n]} today" for n in range(5)}  # anyone knows these
+    made: list[tuple[list[str], int]] = []
+
+    def defended(documents: Sequence[Document], seed: int) -> Reciter:
+        made.append(([document.id for document in documents], seed))
+        return Reciter(documents, guesses)
+
+    lab = lab_of(store, tiny_lm, corpus)
+    lab._defended = defended  # type: ignore[assignment]
+    attack = Prefix(chance="complement")
+    outcomes = list(attack.run(Reciter(train, guesses), corpus, lab))
+    assert len(made) == len({seed for _, seed in made}) == 2
+    assert not set(made[0][0]) & set(made[1][0])
+    assert {*made[0][0], *made[1][0]} == {d.id for d in (*train, *HELD)}
+    found = {o.unit: o.values for o in outcomes}
+    for n in range(20):
+        assert (found[f"s{n}"]["hit"], found[f"s{n}"]["complement"]) == (1.0, float(n < 5)), n
+    assert "complement" not in found["s20"]
+    scores = attack.score(outcomes)
+    assert (scores.beside["chance"].n, scores.beside["chance"].events) == (20, 5)
+    assert scores.beside["chance"].value == pytest.approx(0.25)
+    assert scores.beside["hit_rate"].value == pytest.approx(1.0)
+    assert scores.headline.value == pytest.approx(1.0)
+    assert scores.headline.low < 0.95
+    terms = attack.terms(outcomes)
+    assert sum(term.value for term in terms) / len(terms) == pytest.approx(scores.headline.value)
+    # Without the field nothing is trained, and strangers are the chance.
+    assert not Prefix().shadows
+    assert attack.shadows
+
+
+def test_complements_by_context_length(store: Store, tiny_lm: LM) -> None:
+    corpus = corpus_of(TRAIN, HELD, twins=False)
+    lab = lab_of(store, tiny_lm, corpus)
+    lab._defended = lambda documents, _: Reciter([], {"call Anna at": f" {VALUES[0]}"})  # type: ignore[assignment, return-value]
+    attack = Prefix(contexts=(2, 40), chance="complement")
+    outcomes = list(attack.run(Reciter(TRAIN[:1], {}), corpus, lab))
+    anna = next(o.values for o in outcomes if o.unit == "s0")
+    assert (anna["complement_at_2"], anna["complement_at_40"], anna["complement"]) == (0.0, 1.0, 1.0)
+    scores = attack.score(outcomes)
+    assert scores.beside["chance"].value == 0.5
+    assert scores.beside["leakage_at_2"].value == pytest.approx(0.5)
+    assert scores.beside["leakage_at_40"].value == pytest.approx(0.0)
+
+
 def test_fields_out_of_range_are_named() -> None:
     for fields in ({"contexts": ()}, {"contexts": (8, 8)}, {"contexts": (-1,)}, {"near": 1.0}, {"random": -1}):
         with pytest.raises(SpecError, match="prefix"):

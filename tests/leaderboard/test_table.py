@@ -121,6 +121,16 @@ def test_numbers_have_units_intervals_and_directions(printed: Printed) -> None:
     assert "finds 80.0 % of the secrets' occurrences" in " ".join(text.split())
 
 
+def test_whose_chance_it_was_is_said(printed: Printed) -> None:
+    rows = [entry("none"), point("none", 0.5, attack_spec="prefix:chance=complement")]
+    rows = [row | {"attack_spec": "prefix:chance=complement"} for row in rows]
+    assert "chance 0.010 (models that have not read the value, 60 values)" in " ".join(printed(rows).split())
+    strangers = {"chance": score(0.02) | {"n": 20, "events": 1}, "held_out_rate": score(0.02) | {"n": 20, "events": 1}}
+    scores = point("none")["scores"] | strangers
+    text = " ".join(printed([entry("none"), point("none", 0.5, scores=scores)]).split())
+    assert "chance 0.020 (held-out values, not exchangeable)" in text
+
+
 def places(text: str) -> dict[str, str]:
     """The place of every line of a table, by the first five letters of its defense."""
     lines = (line.split() for line in text.splitlines() if line[:1] == " " and line[1:3].strip())
