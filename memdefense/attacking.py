@@ -16,12 +16,13 @@ from memdefense.defense import Defense
 from memdefense.errors import MemdefenseError, NotApplicable, SpecError, StoreError
 from memdefense.lab import Progress, StoredPoint
 from memdefense.lm import LM
-from memdefense.pipeline import Defended, Work, measure, retried, scored, write_outcomes
+from memdefense.pipeline import Defended, measure, scored, write_outcomes
 from memdefense.recipe import code_of, digest
 from memdefense.results import SCHEMA, Row, Writer, provenance, say, score_rows
 from memdefense.runner import prepare
 from memdefense.settings import Settings
 from memdefense.store import Artifact
+from memdefense.work import Work, retried
 
 
 def attack_model(

@@ -21,13 +21,13 @@ from memdefense.errors import DataError, SpecError, hint
 from memdefense.lab import Bench, Lab, Progress, save_point, stored_points
 from memdefense.limits import limited_corpus, with_general_text
 from memdefense.lm import LM, best_device
-from memdefense.pipeline import Work, retried
 from memdefense.recipe import code_of
 from memdefense.results import Results, Writer
 from memdefense.settings import Settings
 from memdefense.sheet import UNDEFENDED, Sheet
 from memdefense.store import Store
 from memdefense.train import TrainConfig
+from memdefense.work import Work, retried
 
 logger = logging.getLogger(__name__)
 

@@ -17,13 +17,14 @@ from memdefense.defense import Defense, overrides
 from memdefense.entries import WORST, Arm, Measured, entries_of
 from memdefense.errors import MemdefenseError, NotApplicable, StoreError
 from memdefense.lab import StoredPoint, read_samples
-from memdefense.pipeline import Defended, Work, defend, measure, retried, scored, write_outcomes
+from memdefense.pipeline import Defended, defend, measure, scored, write_outcomes
 from memdefense.recipe import code_of, digest
 from memdefense.results import SCHEMA, Row, Writer, provenance, say, score_rows
 from memdefense.score import Scores
 from memdefense.settings import Settings
 from memdefense.store import Artifact
 from memdefense.utility import Perplexity
+from memdefense.work import Work, retried
 
 logger = logging.getLogger(__name__)
 UNDEFENDED = Defense()

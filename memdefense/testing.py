@@ -27,13 +27,14 @@ from memdefense.corpus import Benchmark, Corpus, Secret
 from memdefense.defense import Defense, Stack
 from memdefense.errors import MemdefenseError, PluginError
 from memdefense.pii import canonical
-from memdefense.pipeline import Defended, Work, defend, measure
+from memdefense.pipeline import Defended, defend, measure
 from memdefense.plugin import Plugin
 from memdefense.runner import Settings, prepare
 from memdefense.score import Score, Scores
 from memdefense.target import Target
 from memdefense.tiny import TinyBenchmark
 from memdefense.train import TrainConfig
+from memdefense.work import Work
 
 __all__ = ["TinyBenchmark", "check_attack", "check_benchmark", "check_defense", "tiny_benchmark"]
 

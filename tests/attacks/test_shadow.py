@@ -21,13 +21,14 @@ from memdefense.defenses.never_trained import NeverTrained
 from memdefense.errors import NotApplicable, SpecError
 from memdefense.lab import AttackLab, Bench, Lab
 from memdefense.lm import LM
-from memdefense.pipeline import Work, defend, measure
+from memdefense.pipeline import defend, measure
 from memdefense.runner import Settings, prepare
 from memdefense.small_model import untrained
 from memdefense.store import Store
 from memdefense.target import Signals, Target
 from memdefense.testing import check_attack
 from memdefense.train import TrainConfig
+from memdefense.work import Work
 
 if TYPE_CHECKING:
     from pathlib import Path

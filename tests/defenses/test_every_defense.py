@@ -15,9 +15,10 @@ from memdefense import registry
 from memdefense.attacks.mia import MIA
 from memdefense.attacks.prefix import Prefix
 from memdefense.defense import Defense
-from memdefense.pipeline import Work, defend
+from memdefense.pipeline import defend
 from memdefense.runner import Settings, prepare
 from memdefense.testing import TinyBenchmark
+from memdefense.work import Work
 
 NAMES = sorted(registry.names("defenses"))
 

@@ -22,11 +22,12 @@ from memdefense.errors import ModelError
 from memdefense.interval import wilson
 from memdefense.lab import Lab
 from memdefense.lm import LM
-from memdefense.pipeline import Work, defend
+from memdefense.pipeline import defend
 from memdefense.runner import Settings, prepare
 from memdefense.small_model import untrained
 from memdefense.testing import check_defense
 from memdefense.train import TrainConfig
+from memdefense.work import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable

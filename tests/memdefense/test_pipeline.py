@@ -13,10 +13,11 @@ from memdefense.attack import Access, Attack, Outcome
 from memdefense.corpus import Corpus, Documents, Redrawn
 from memdefense.defense import Defense, Point, Stack
 from memdefense.errors import PluginError
-from memdefense.pipeline import Work, defend, measure, read_outcomes, retried, write_outcomes
+from memdefense.pipeline import defend, measure, read_outcomes, write_outcomes
 from memdefense.runner import Settings, prepare
 from memdefense.score import Score, Scores
 from memdefense.testing import TinyBenchmark
+from memdefense.work import Work, retried
 
 if TYPE_CHECKING:
     from memdefense.lab import AttackLab, Lab

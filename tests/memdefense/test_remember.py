@@ -24,7 +24,7 @@ from memdefense.defenses.pattern_filter import PatternFilter
 from memdefense.defenses.refuse import Refuse
 from memdefense.lab import AttackLab, Bench, Lab
 from memdefense.lm import LM, Target, WeightTarget
-from memdefense.pipeline import defend, measure, retried
+from memdefense.pipeline import defend, measure
 from memdefense.remember import remembered
 from memdefense.runner import Settings, prepare
 from memdefense.score import Score, Scores
@@ -32,6 +32,7 @@ from memdefense.store import DamagedError, Store
 from memdefense.target import LocalTarget
 from memdefense.testing import TinyBenchmark
 from memdefense.utility import Perplexity
+from memdefense.work import retried
 
 TEXTS = [
     f"The {thing} of {day} is ready, number {n}."

@@ -16,8 +16,8 @@ import pytest
 from memdefense.errors import MemdefenseError, StoreError
 from memdefense.lab import Bench
 from memdefense.lease import Lease
-from memdefense.pipeline import retried
 from memdefense.store import Artifact, DamagedError, Store
+from memdefense.work import retried
 
 
 @pytest.fixture
