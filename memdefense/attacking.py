@@ -11,10 +11,10 @@ import torch
 
 from memdefense import registry
 from memdefense.attack import Attack
+from memdefense.bench import Progress, StoredPoint
 from memdefense.corpus import Benchmark
 from memdefense.defense import Defense
 from memdefense.errors import MemdefenseError, NotApplicable, SpecError, StoreError
-from memdefense.lab import Progress, StoredPoint
 from memdefense.lm import LM
 from memdefense.pipeline import Defended, measure, scored, write_outcomes
 from memdefense.recipe import code_of, digest

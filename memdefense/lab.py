@@ -8,25 +8,24 @@ import hashlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import jsonlines
 import numpy as np
 import torch
 
 from memdefense import pii
+from memdefense.bench import Bench, StoredPoint, add_cost, save_point, stored_points
 from memdefense.corpus import Document, Documents, Redrawn, digest_documents
 from memdefense.defense import Point
 from memdefense.errors import DataError, PluginError
 from memdefense.fit import FitTrainer, fit, load_checkpoint
 from memdefense.lm import LM
 from memdefense.memory import peak, reset_peak
-from memdefense.recipe import code_of, digest, versions
+from memdefense.recipe import code_of, digest
 from memdefense.remember import remembered
 from memdefense.sibling import smaller
-from memdefense.store import Artifact, Store
 from memdefense.target import LocalTarget
 from memdefense.train import Blank, Loss, TrainConfig, next_token_loss, rows
 
@@ -36,42 +35,7 @@ if TYPE_CHECKING:
     from memdefense.lm import Target
 
 Made = TypeVar("Made")
-Progress = Callable[[str, int, int], None]
-"""``progress(what, done, total)``."""
 _NEVER = 1 << 62  # the step at which a document is read that never is
-
-
-@dataclasses.dataclass(frozen=True)
-class StoredPoint:
-    """An operating point in the store: known by its digest, loaded only where it is used."""
-
-    label: str
-    at: float
-    digest: str
-    artifact: Artifact
-    folder: str
-
-    def load(self, device: str) -> LM:
-        """The model, its files checked."""
-        return LM.load(self.artifact.file(self.folder), device=device)
-
-
-@dataclasses.dataclass
-class Bench:
-    """What all labs of a run share. Results do not depend on ``batch_size``, ``micro_batch`` and ``progress``."""
-
-    store: Store
-    device: str = "cpu"
-    batch_size: int = 0
-    micro_batch: int = 0
-    detector_recall: float = 1.0
-    progress: Progress | None = None
-    found: dict[str, list[pii.Pii]] = dataclasses.field(default_factory=dict)
-
-    def surroundings(self) -> dict[str, object]:
-        """What numbers depend on beside recipe and inputs."""
-        kind = torch.cuda.get_device_name() if self.device.startswith("cuda") else self.device
-        return {"versions": versions(), "device": kind}
 
 
 class Lab:
@@ -359,33 +323,6 @@ class AttackLab(Lab):
     def keep(self, sample: Mapping[str, str]) -> None:
         """A raw prompt or generation, for the store's private folder alone."""
         self.samples.append(sample)
-
-
-def add_cost(cost: dict[str, float], more: Mapping[str, float]) -> None:
-    """Adds seconds and tokens; of memory, which steps need one after another, the most counts."""
-    for name, value in more.items():
-        known = cost.get(name, 0.0)
-        cost[name] = max(known, value) if name.endswith("_bytes") else known + value
-
-
-def save_point(folder: Path, place: int, point: Point) -> dict[str, object]:
-    """Writes one point into an artifact and returns what its manifest says of it."""
-    point.model.save(folder / f"point-{place}")
-    return {"label": point.label, "at": point.at, "digest": point.model.digest(), "folder": f"point-{place}"}
-
-
-def stored_points(artifact: Artifact) -> list[StoredPoint]:
-    """The points of an artifact, in order."""
-    listed: list[dict[str, object]] = artifact.facts["points"]  # type: ignore[assignment]
-    return [
-        StoredPoint(str(p["label"]), float(str(p["at"])), str(p["digest"]), artifact, str(p["folder"])) for p in listed
-    ]
-
-
-def read_samples(artifact: Artifact) -> Iterator[Mapping[str, str]]:
-    """The raw samples an attack kept."""
-    with jsonlines.open(artifact.file("samples.jsonl")) as lines:
-        yield from lines
 
 
 def _custom(loss: Loss | None) -> object:

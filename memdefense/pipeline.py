@@ -8,16 +8,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jsonlines
 
 from memdefense.attack import Attack, Measure, Outcome, Term
+from memdefense.bench import StoredPoint
 from memdefense.corpus import Documents, digest_documents
 from memdefense.defense import Defense, overrides
 from memdefense.errors import PluginError
-from memdefense.lab import AttackLab, StoredPoint
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.memory import peak, reset_peak
 from memdefense.recipe import code_of
@@ -200,6 +201,12 @@ def read_outcomes(path: Path) -> list[Outcome]:
         return [Outcome(**line) for line in lines]
 
 
+def read_samples(artifact: Artifact) -> Iterator[Mapping[str, str]]:
+    """The raw samples an attack kept."""
+    with jsonlines.open(artifact.file("samples.jsonl")) as lines:
+        yield from lines
+
+
 def _shadow(
     work: Work, defense: Defense, label: str, documents: Documents, seed: int, replay: Callable[[float], None]
 ) -> Target:
@@ -217,6 +224,7 @@ __all__ = [
     "defend",
     "measure",
     "read_outcomes",
+    "read_samples",
     "scored",
     "write_outcomes",
 ]

@@ -15,10 +15,11 @@ import torch
 
 from memdefense import registry
 from memdefense.attack import Attack, Measure, Utility
+from memdefense.bench import Bench, Progress, save_point, stored_points
 from memdefense.corpus import Benchmark, Corpus, digest_documents
 from memdefense.defense import Defense, Point
 from memdefense.errors import DataError, SpecError, hint
-from memdefense.lab import Bench, Lab, Progress, save_point, stored_points
+from memdefense.lab import Lab
 from memdefense.limits import limited_corpus, with_general_text
 from memdefense.lm import LM, best_device
 from memdefense.recipe import code_of

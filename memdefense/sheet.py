@@ -13,11 +13,11 @@ from typing import cast
 import torch
 
 from memdefense.attack import Attack, Outcome, Utility
+from memdefense.bench import StoredPoint
 from memdefense.defense import Defense, overrides
 from memdefense.entries import WORST, Arm, Measured, entries_of
 from memdefense.errors import MemdefenseError, NotApplicable, StoreError
-from memdefense.lab import StoredPoint, read_samples
-from memdefense.pipeline import Defended, defend, measure, scored, write_outcomes
+from memdefense.pipeline import Defended, defend, measure, read_samples, scored, write_outcomes
 from memdefense.recipe import code_of, digest
 from memdefense.results import SCHEMA, Row, Writer, provenance, say, score_rows
 from memdefense.score import Scores

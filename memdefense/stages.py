@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from memdefense.bench import StoredPoint, add_cost, save_point, stored_points
 from memdefense.corpus import Document, Documents, Redrawn, digest_documents, read_documents, write_documents
 from memdefense.defense import Defense, Point, overrides
 from memdefense.errors import PluginError
-from memdefense.lab import Lab, StoredPoint, add_cost, save_point, stored_points
+from memdefense.lab import Lab
 from memdefense.memory import peak, reset_peak
 from memdefense.store import Artifact
 from memdefense.work import Work, hooked

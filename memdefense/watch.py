@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from memdefense.lab import Progress
+from memdefense.bench import Progress
 
 
 @contextlib.contextmanager

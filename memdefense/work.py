@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from memdefense.attack import Measure
+from memdefense.bench import Bench
 from memdefense.corpus import Benchmark, Corpus, Documents, digest_documents
 from memdefense.defense import Defense
 from memdefense.errors import MemdefenseError, PluginError
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.recipe import code_of
 from memdefense.store import DamagedError

@@ -24,10 +24,10 @@ import torch
 from memdefense import GREEDY, LM, AttackLab, Corpus, Document, LocalTarget, LogprobTarget, TrainConfig
 from memdefense.attacks import membership_scores
 from memdefense.attacks.mia import MIA
+from memdefense.bench import Bench
 from memdefense.benchmarks.enron import Enron
 from memdefense.benchmarks.mailbox import Mailbox
 from memdefense.fit import fit
-from memdefense.lab import Bench
 from memdefense.memory import peak, reset_peak
 from memdefense.passes import batches, pad
 from memdefense.remember import remembered

@@ -14,9 +14,10 @@ import torch
 from memdefense.attack import Outcome
 from memdefense.attacks.audit import Audit
 from memdefense.attacks.epsilon import lower_bound
+from memdefense.bench import Bench
 from memdefense.corpus import Canary, Corpus, Document
 from memdefense.errors import NotApplicable, PluginError, SpecError
-from memdefense.lab import AttackLab, Bench
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.target import LocalTarget

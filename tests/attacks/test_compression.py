@@ -15,9 +15,10 @@ from memdefense.attack import Outcome
 from memdefense.attacks import compression, prompt_search
 from memdefense.attacks.compression import Compression, shortest
 from memdefense.attacks.prompt_search import Attempt, descend, gradient
+from memdefense.bench import Bench
 from memdefense.corpus import Corpus, Document, Occurrence, Secret
 from memdefense.errors import NotApplicable, SpecError
-from memdefense.lab import AttackLab, Bench
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.target import LocalTarget
 from memdefense.testing import check_attack

@@ -17,10 +17,11 @@ from scipy.stats import beta
 
 from memdefense.attack import Outcome
 from memdefense.attacks.discoverable import CURVE, Discoverable, extractable, extraction
+from memdefense.bench import Bench
 from memdefense.corpus import Corpus, Document, Occurrence, Secret
 from memdefense.defense import Defense
 from memdefense.errors import MemdefenseError, NotApplicable, SpecError
-from memdefense.lab import AttackLab, Bench
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.pipeline import defend, measure
 from memdefense.runner import Settings, prepare

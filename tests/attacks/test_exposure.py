@@ -12,9 +12,10 @@ import torch
 
 from memdefense.attack import Outcome
 from memdefense.attacks.exposure import Exposure, chance_exposure, exposure_of
+from memdefense.bench import Bench
 from memdefense.corpus import Canary, Corpus, Document
 from memdefense.errors import NotApplicable, SpecError
-from memdefense.lab import AttackLab, Bench
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.target import LocalTarget

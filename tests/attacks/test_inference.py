@@ -12,9 +12,10 @@ from memdefense.attack import Outcome
 from memdefense.attacks.filled import gaps, top_scores, top_terms
 from memdefense.attacks.inference import Inference
 from memdefense.attacks.reconstruction import Reconstruction
+from memdefense.bench import Bench
 from memdefense.corpus import Corpus, Document, Occurrence, Secret
 from memdefense.errors import NotApplicable, SpecError
-from memdefense.lab import AttackLab, Bench
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.target import GREEDY, PLAIN, LocalTarget, Sampling, Signals

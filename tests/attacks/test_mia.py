@@ -19,11 +19,12 @@ from memdefense.attack import Outcome
 from memdefense.attacks import mia
 from memdefense.attacks.membership_evidence import by_hash
 from memdefense.attacks.mia import MIA, SCORES, USUAL
+from memdefense.bench import Bench
 from memdefense.corpus import Canary, Corpus, Document
 from memdefense.defense import Defense
 from memdefense.defenses.never_trained import NeverTrained
 from memdefense.errors import DataError, MemdefenseError, NotApplicable, SpecError
-from memdefense.lab import AttackLab, Bench
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.pipeline import defend, measure
 from memdefense.registry import build

@@ -11,9 +11,10 @@ import torch
 
 from memdefense.attacks.paraphrase_prefix import CHANGES, ParaphrasePrefix
 from memdefense.attacks.prefix import Prefix
+from memdefense.bench import Bench
 from memdefense.corpus import Corpus, Document, Occurrence, Secret
 from memdefense.errors import SpecError
-from memdefense.lab import AttackLab, Bench
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.target import GREEDY, LocalTarget, Sampling
 from memdefense.testing import check_attack

@@ -10,9 +10,10 @@ import torch
 
 from memdefense.attack import Outcome
 from memdefense.attacks.prefix import Prefix
+from memdefense.bench import Bench
 from memdefense.corpus import Corpus, Document, Occurrence, Secret
 from memdefense.errors import NotApplicable, SpecError
-from memdefense.lab import AttackLab, Bench
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.target import GREEDY, LocalTarget, Sampling

@@ -11,9 +11,10 @@ from transformers.pytorch_utils import Conv1D
 
 from memdefense.attacks.prefix import Prefix
 from memdefense.attacks.quantise import Quantise, quantised
+from memdefense.bench import Bench
 from memdefense.corpus import Corpus, Document, Occurrence, Secret
 from memdefense.errors import SpecError
-from memdefense.lab import AttackLab, Bench
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.target import LocalTarget
 from memdefense.testing import check_attack

@@ -11,9 +11,10 @@ import torch
 
 from memdefense.attacks.prefix import Prefix
 from memdefense.attacks.relearn import Relearn
+from memdefense.bench import Bench
 from memdefense.corpus import Canary, Corpus, Document, Occurrence, Secret
 from memdefense.errors import SpecError
-from memdefense.lab import AttackLab, Bench
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.target import LocalTarget
 from memdefense.testing import check_attack

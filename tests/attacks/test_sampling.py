@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from memdefense.attacks.sampling import UntargetedSampling, read_prompts, spoken
+from memdefense.bench import Bench
 from memdefense.corpus import Corpus, Document, Occurrence, Secret
 from memdefense.defense import Defense
 from memdefense.errors import DataError, NotApplicable, SpecError
-from memdefense.lab import AttackLab, Bench
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.pipeline import defend, measure
 from memdefense.runner import Settings, prepare

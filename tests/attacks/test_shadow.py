@@ -15,11 +15,12 @@ from memdefense.attack import Outcome
 from memdefense.attacks.shadow import MEMBERSHIP, Shadow
 from memdefense.attacks.shadow_pool import halves, key_of, units_of
 from memdefense.attacks.shadow_scores import lira
+from memdefense.bench import Bench
 from memdefense.corpus import Benchmark, Canary, Corpus, Document, Documents
 from memdefense.defense import Defense
 from memdefense.defenses.never_trained import NeverTrained
 from memdefense.errors import NotApplicable, SpecError
-from memdefense.lab import AttackLab, Bench, Lab
+from memdefense.lab import AttackLab, Lab
 from memdefense.lm import LM
 from memdefense.pipeline import defend, measure
 from memdefense.runner import Settings, prepare

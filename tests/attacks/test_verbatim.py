@@ -14,11 +14,12 @@ from sacrebleu import sentence_bleu
 
 from memdefense.attack import Outcome
 from memdefense.attacks.verbatim import Verbatim
+from memdefense.bench import Bench
 from memdefense.corpus import Benchmark, Canary, Corpus, Document
 from memdefense.defense import Defense
 from memdefense.defenses.never_trained import NeverTrained
 from memdefense.errors import DataError, MemdefenseError, ModelError, NotApplicable, SpecError
-from memdefense.lab import AttackLab, Bench, Lab
+from memdefense.lab import AttackLab, Lab
 from memdefense.lm import LM
 from memdefense.pipeline import defend, measure
 from memdefense.runner import Settings, prepare

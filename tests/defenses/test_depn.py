@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from memdefense.architecture import blocks_of
+from memdefense.bench import Bench
 from memdefense.corpus import Document
 from memdefense.defense import Defense, Point
 from memdefense.defenses.depn import DEPN, attributions
 from memdefense.errors import ModelError, SpecError
 from memdefense.interval import wilson
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.mentions import Mention, mentions
 from memdefense.store import Store

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from memdefense.bench import Bench
 from memdefense.defense import Defense
 from memdefense.defenses.dp_decoding import DPDecoding
 from memdefense.errors import SpecError
 from memdefense.interval import wilson
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.target import GREEDY, PLAIN, LocalTarget, Sampling

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from memdefense.bench import Bench
 from memdefense.corpus import Document, Documents, Redrawn
 from memdefense.defenses import dp_sgd
 from memdefense.defenses.dp_sgd import DPSGD, noise, plan
 from memdefense.errors import ModelError, SpecError
 from memdefense.interval import wilson
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.small_model import untrained
 from memdefense.store import Store

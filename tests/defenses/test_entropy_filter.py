@@ -7,11 +7,12 @@ from typing import cast
 import pytest
 import torch
 
+from memdefense.bench import Bench
 from memdefense.defense import Defense
 from memdefense.defenses.entropy_filter import EntropyFilter
 from memdefense.errors import SpecError
 from memdefense.interval import wilson
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.target import LocalTarget, Sampling

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from memdefense.bench import Bench
 from memdefense.defense import Defense
 from memdefense.defenses.dp_decoding import DPDecoding
 from memdefense.defenses.entropy_filter import EntropyFilter
 from memdefense.defenses.layered import Layered
 from memdefense.defenses.pattern_filter import PatternFilter
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.target import PLAIN, LocalTarget

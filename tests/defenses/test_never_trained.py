@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from memdefense.bench import Bench
 from memdefense.corpus import Document
 from memdefense.defense import overrides
 from memdefense.defenses.never_trained import NeverTrained
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.train import TrainConfig

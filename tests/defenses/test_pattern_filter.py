@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from memdefense import pii
+from memdefense.bench import Bench
 from memdefense.corpus import Document
 from memdefense.defense import Defense
 from memdefense.defenses.pattern_filter import PatternFilter
 from memdefense.errors import SpecError
 from memdefense.interval import wilson
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.target import LocalTarget, Sampling, TextGuard

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from memdefense.attacks.prefix import Prefix
+from memdefense.bench import Bench
 from memdefense.corpus import Corpus, Document, Occurrence, Secret
 from memdefense.defenses.refuse import Refuse
-from memdefense.lab import AttackLab, Bench
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.target import LocalTarget

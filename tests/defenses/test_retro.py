@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from memdefense.bench import Bench
 from memdefense.corpus import Document, Documents, Redrawn
 from memdefense.defense import Defense, Point
 from memdefense.defenses.neighbours import Datastore, Items
 from memdefense.defenses.retro import Retro, RetroLoss
 from memdefense.errors import NotApplicable, SpecError
 from memdefense.interval import wilson
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.laws import Caught
 from memdefense.lm import LM
 from memdefense.store import Store

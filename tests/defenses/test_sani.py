@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from memdefense.architecture import blocks_of
+from memdefense.bench import Bench
 from memdefense.corpus import Document
 from memdefense.defense import Defense, Point
 from memdefense.defenses.sani import SANI
 from memdefense.errors import DataError, ModelError, SpecError
 from memdefense.interval import wilson
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.testing import check_defense

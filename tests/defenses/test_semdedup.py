@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from memdefense.bench import Bench
 from memdefense.corpus import Document
 from memdefense.defense import Defense
 from memdefense.defenses.semdedup import SemDedup, leaders, mean_states
 from memdefense.errors import ModelError, SpecError
 from memdefense.interval import wilson
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.testing import check_defense

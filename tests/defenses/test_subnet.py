@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from memdefense.architecture import blocks_of
+from memdefense.bench import Bench
 from memdefense.corpus import Document
 from memdefense.defense import Defense
 from memdefense.defenses.subnet import Subnet, _losses, _other, kept
 from memdefense.errors import SpecError
 from memdefense.interval import wilson
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.mentions import Mention, known, mentions
 from memdefense.store import Store

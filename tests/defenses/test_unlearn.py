@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from memdefense.architecture import blocks_of
+from memdefense.bench import Bench
 from memdefense.corpus import Document
 from memdefense.defense import Defense
 from memdefense.defenses.forgetting import nll, padded
 from memdefense.defenses.unlearn import Unlearn
 from memdefense.errors import DataError, ModelError, SpecError
 from memdefense.interval import wilson
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.testing import check_defense

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from memdefense.bench import Bench
 from memdefense.corpus import Document
 from memdefense.errors import PluginError
-from memdefense.lab import AttackLab, Bench, Lab
+from memdefense.lab import AttackLab, Lab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.train import Batch, TrainConfig, next_token_loss, ordered

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from memdefense.bench import Bench
 from memdefense.corpus import Document
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.mentions import Mention, best_known, known, mentions
 from memdefense.store import Store

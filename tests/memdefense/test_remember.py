@@ -18,11 +18,12 @@ from memdefense.access import PLAIN, Sampling, Signals
 from memdefense.attack import Access, Attack, Outcome
 from memdefense.attacks.mia import MIA
 from memdefense.attacks.verbatim import Verbatim
+from memdefense.bench import Bench
 from memdefense.corpus import Corpus, Documents
 from memdefense.defense import Defense
 from memdefense.defenses.pattern_filter import PatternFilter
 from memdefense.defenses.refuse import Refuse
-from memdefense.lab import AttackLab, Bench, Lab
+from memdefense.lab import AttackLab, Lab
 from memdefense.lm import LM, Target, WeightTarget
 from memdefense.pipeline import defend, measure
 from memdefense.remember import remembered

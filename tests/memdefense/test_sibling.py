@@ -13,9 +13,10 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from memdefense.bench import Bench
 from memdefense.corpus import Document
 from memdefense.errors import DataError, ModelError, SpecError
-from memdefense.lab import Bench, Lab
+from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.sibling import smaller
 from memdefense.store import Store

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import pytest
 
+from memdefense.bench import Bench
 from memdefense.errors import MemdefenseError, StoreError
-from memdefense.lab import Bench
 from memdefense.lease import Lease
 from memdefense.store import Artifact, DamagedError, Store
 from memdefense.work import retried

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from memdefense.bench import Bench
 from memdefense.corpus import Corpus, Document, Occurrence, Secret
-from memdefense.lab import AttackLab, Bench
+from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.target import LocalTarget
