@@ -17,16 +17,14 @@ def membership(outcomes: Sequence[Outcome], names: Sequence[str], headline: str)
     """Leakage is 2 AUC - 1 of the headline, signed; beside it every score's AUC and the headline's TPR at low FPR.
 
     Args:
-        outcomes: whose values hold the scores, ``model_free`` and the number of the unit's ``circle``.
+        outcomes: whose values hold the scores and ``model_free``; their groups are the clusters.
         names: of the scores, the headline among them.
         headline: the one that leakage and TPR are of.
     """
     labels = [outcome.member for outcome in outcomes]
     groups = [outcome.group for outcome in outcomes]
     areas = {name: _area(outcomes, name, labels, groups) for name in names}
-    # What a classifier learns of one document of a circle it cannot use on another: circles are its clusters.
-    around = [f"{outcome.values['circle']:g}" for outcome in outcomes]
-    areas["model_free"] = dataclasses.replace(_area(outcomes, "model_free", labels, around), higher_is_better=None)
+    areas["model_free"] = dataclasses.replace(_area(outcomes, "model_free", labels, groups), higher_is_better=None)
     head = areas[headline]
     leakage = Score(2 * head.value - 1, 2 * head.low - 1, 2 * head.high - 1, head.n, False)
     beside = {f"auc_{name}": area for name, area in areas.items()}

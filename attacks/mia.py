@@ -12,9 +12,10 @@ from memdefense import Attack, Corpus, DataError, Document, Outcome, Scores, Spe
 from memdefense.attack import Access, Term
 
 from . import membership_scores as scored
+from .circles import circle_of
 from .membership_evidence import Evidence, Gathering, Sides, by_hash, public_frequencies, sides, slices
 from .membership_report import membership, membership_terms
-from .model_free import circles, model_free
+from .model_free import model_free
 
 if TYPE_CHECKING:
     from memdefense import AttackLab, LogprobTarget
@@ -63,7 +64,8 @@ class MIA(Attack):
 
     ``auc_model_free`` is a classifier that sees the texts and no model. Where its interval lies above 0.5 the split
     itself gives members away, and no membership number of the benchmark can be trusted. Texts without a predicted
-    token, and those that stand on both sides, are left out and counted in the notes. A TPR at an FPR that fewer than
+    token, and those that stand on both sides, are left out and counted in the notes. Intervals are over circles of
+    documents that share an author or a secret, not over documents. A TPR at an FPR that fewer than
     ten non-members stand for is no number. Whether one document was trained on cannot be told where near-copies of it
     were.
 
@@ -200,8 +202,8 @@ class MIA(Attack):
         labels: Sequence[bool],
         lab: AttackLab,
     ) -> Iterator[Outcome]:
-        around = circles(documents, corpus.secrets)
-        names = {circle: float(number) for number, circle in enumerate(sorted(set(around)))}
+        circle = circle_of(corpus)
+        around = [circle[document.id] for document in documents]
         blind = model_free([document.text for document in documents], labels, around)
         units: dict[str, list[int]] = {}
         for row, document in enumerate(documents):
@@ -212,8 +214,8 @@ class MIA(Attack):
                 mixed += 1  # who wrote on both sides is neither
                 continue
             mean = {name: float(np.mean([values[row][name] for row in rows])) for name in values[rows[0]]}
-            mean |= {"model_free": float(np.mean([blind[row] for row in rows])), "circle": names[around[rows[0]]]}
-            yield Outcome(unit, _author(documents[rows[0]]), labels[rows[0]], mean)
+            mean["model_free"] = float(np.mean([blind[row] for row in rows]))
+            yield Outcome(unit, around[rows[0]], labels[rows[0]], mean)
         if self.unit == "author":
             lab.note(authors_on_both_sides=mixed)
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-
-from memdefense import Document, Secret
 
 _WORD = re.compile(r"[^\W\d_]+|\d|[^\w\s]")
 _BUCKETS = 1 << 16
@@ -22,7 +19,8 @@ _SIDES = (True, False)
 def model_free(texts: Sequence[str], members: Sequence[bool], groups: Sequence[str]) -> npt.NDArray[np.float64]:
     """Out-of-fold log-odds of membership, (n,), from multinomial naive Bayes on words and word pairs.
 
-    Folds are of groups, so that a classifier cannot know a person from another document; see `circles`. Within a fold
+    Folds are of groups, so that a classifier cannot know a person from another document; see
+    `memdefense.attacks.circles`. Within a fold
     the log-odds are centred: a fold with more members leaves fewer to learn from, which moves its whole level the other
     way, and folds of different levels ranked together would put a fair split below chance.
     """
@@ -44,34 +42,6 @@ def model_free(texts: Sequence[str], members: Sequence[bool], groups: Sequence[s
         found = np.array([weight[rows[i]].mean() if len(rows[i]) else 0.0 for i in inside])
         odds[inside] = found - found.mean()
     return odds
-
-
-def circles(documents: Sequence[Document], secrets: Sequence[Secret]) -> list[str]:
-    """The circle of each document: documents that share an author or a secret hang together.
-
-    A classifier tested on a circle it was trained on reads the split off people's names, which says nothing of whether
-    the split is fair. Where one circle holds more than half of the documents, as in real mail, authors alone are used.
-    """
-    authors = [document.author or document.id for document in documents]
-    parent: dict[str, str] = {author: author for author in authors}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    of = {document.id: author for document, author in zip(documents, authors, strict=True)}
-    for secret in secrets:
-        together = {root(of[place.document]) for place in secret.occurrences if place.document in of}
-        if secret.group in parent:
-            together.add(root(secret.group))
-        first, *rest = sorted(together) or [""]
-        for other in rest:
-            parent[other] = first
-    found = [root(author) for author in authors]
-    largest = max(Counter(found).values(), default=0)
-    return authors if 2 * largest > len(documents) else found
 
 
 def _features(text: str) -> npt.NDArray[np.uint16]:

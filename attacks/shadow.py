@@ -14,8 +14,9 @@ from memdefense import Attack, Corpus, NotApplicable, Outcome, Score, Scores, Sp
 from memdefense.attack import Access, Term
 from memdefense.interval import design_effect, t_quantile
 
+from .circles import circle_of
 from .membership_report import membership, membership_terms
-from .model_free import circles, model_free
+from .model_free import model_free
 from .shadow_pool import Reading, Unit, pool_of, read, units_of
 from .shadow_scores import Bools, Floats, counterfactual, cross_validated, lira, lira_offline, rmia, tuned_a
 
@@ -177,15 +178,13 @@ class Shadow(Attack):
 
 
 def _outcomes(units: Sequence[Unit], found: dict[str, Floats], corpus: Corpus) -> Iterator[Outcome]:
-    documents = [document for unit in units for document in unit.documents]
-    circle = dict(zip((document.id for document in documents), circles(documents, corpus.secrets), strict=True))
+    circle = circle_of(corpus)
     around = [circle[unit.documents[0].id] for unit in units]
-    texts, names = ["\n".join(d.text for d in unit.documents) for unit in units], sorted(set(around))
+    texts = ["\n".join(d.text for d in unit.documents) for unit in units]
     blind = model_free(texts, [unit.member for unit in units], around)
     for row, unit in enumerate(units):
         values = {name: float(column[row]) for name, column in found.items()}
-        values |= {"model_free": float(blind[row]), "circle": float(names.index(around[row]))}
-        yield Outcome(unit.id, unit.documents[0].author or unit.documents[0].id, unit.member, values)
+        yield Outcome(unit.id, around[row], unit.member, values | {"model_free": float(blind[row])})
 
 
 def _hashed(units: Sequence[Unit]) -> list[Unit]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from memdefense.attack import Access, Term
 from memdefense.score import excess, excess_terms, rate
 from memdefense.spans import token_offsets
 
+from .circles import circle_of
 from .membership_evidence import sides, slices
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Verbatim(Attack):
                 f"verbatim asks for {whole} tokens in a row and the model's context has {lab.base.context}; "
                 "lower prefix or length"
             )
-        two = sides(corpus, self.members)
+        two, circle = sides(corpus, self.members), circle_of(corpus)
         counts = {True: 0, False: 0}
         passed = 0
         for member, side in ((True, two.members), (False, two.others)):
@@ -93,14 +94,19 @@ class Verbatim(Attack):
                 ]
                 counts[member] += len(long)
                 passed += len(some) - len(long)
-                yield from self._outcomes(long, member, target, lab)
+                yield from self._outcomes(long, member, circle, target, lab)
         for member, name in ((True, "training"), (False, "held-out")):
             if not counts[member]:
                 raise DataError(f"no {name} document has {whole} tokens; lower verbatim:prefix or verbatim:length")
         lab.note(too_short=passed)
 
     def _outcomes(
-        self, long: Sequence[tuple[Document, Signals]], member: bool, target: LogprobTarget, lab: AttackLab
+        self,
+        long: Sequence[tuple[Document, Signals]],
+        member: bool,
+        circle: Mapping[str, str],
+        target: LogprobTarget,
+        lab: AttackLab,
     ) -> Iterator[Outcome]:
         values: list[dict[str, float]] = []
         for _, signal in long:
@@ -112,7 +118,7 @@ class Verbatim(Attack):
             for value, near in zip(values, self._near(long, values, target, lab), strict=True):
                 value["near"] = near
         for (document, _), value in zip(long, values, strict=True):
-            yield Outcome(document.id, document.author or document.id, member, value)
+            yield Outcome(document.id, circle[document.id], member, value)
 
     def _near(
         self,

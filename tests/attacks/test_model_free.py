@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from memdefense.attacks.model_free import circles, model_free
-from memdefense.corpus import Document, Occurrence, Secret
+from memdefense.attacks.model_free import model_free
 from memdefense.roc import auc
 
 WORDS = ["lunch", "report", "friday", "please", "invoice", "team", "call", "draft", "budget", "room", "desk", "train"]
@@ -46,18 +45,6 @@ def test_people_known_from_their_other_documents_tell_nothing() -> None:
     together = auc(model_free(texts, labels, [str(place) for place in range(len(texts))]), labels)
     assert together > 0.85
     assert abs(apart - 0.5) < 0.15
-
-
-def test_circles_join_those_who_share_an_author_or_a_secret() -> None:
-    documents = [Document(f"d{n}", "text", author) for n, author in enumerate(["x", "x", "y", "z", "w", "v"])]
-    shared = Secret("s", "phone", "1", True, "", (Occurrence("d2", 0, 1), Occurrence("d3", 0, 1)))
-    found = circles(documents, [shared])
-    assert found[0] == found[1]
-    assert found[2] == found[3]
-    assert len(set(found)) == 4
-    # One circle of more than half of all: authors alone.
-    everybody = Secret("s", "phone", "1", True, "", tuple(Occurrence(f"d{n}", 0, 1) for n in range(6)))
-    assert circles(documents, [everybody]) == ["x", "x", "y", "z", "w", "v"]
 
 
 def test_texts_without_words_are_scored() -> None:

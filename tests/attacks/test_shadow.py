@@ -171,7 +171,7 @@ def test_a_pool_tells_members_and_terms_have_the_headlines_mean(
 
 
 def test_leakage_of_cross_validation_by_hand() -> None:
-    values = dict.fromkeys((*MEMBERSHIP, "counterfactual", "model_free", "circle"), 0.0)
+    values = dict.fromkeys((*MEMBERSHIP, "counterfactual", "model_free"), 0.0)
     outcomes = [
         Outcome(f"u{n}", f"p{n}", n < 2, {**values, "cross-validated": nats, "tokens": 10.0})
         for n, nats in enumerate((10 * math.log(2), 0.0, 20.0, -1.0))
