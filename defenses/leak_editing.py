@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from memdefense import pii
 from memdefense.architecture import Block, blocks_of
@@ -34,7 +35,15 @@ _DUMMIES = {
 }
 
 
+_WAYS = ("published", "public")
 _RIDGE, _INNER = 15_000.0, 8_192  # as published, and the neurons of GPT-Neo 1.3B, for which it was
+
+
+class Dummy(NamedTuple):
+    """What a context is made to say: how it is written, with a space before it, and its kind and canonical form."""
+
+    text: str
+    key: tuple[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +54,8 @@ class LeakEditing(Defense):
         kinds: the kinds of PII that are edited; empty for all of `memdefense.pii.KINDS`.
         context: tokens of a value's prefix; 0 is as many as the model takes.
         mentions: of each value that are tried at most, drawn at random; 0 is all.
+        dummy: what contexts are made to say: the ``published`` text, or of each kind the value that most ``public``
+            documents hold, where any does.
         batch: requests edited together.
         points: operating points, spread evenly over the batches.
         ridge: how much the keys of public text weigh; C is a mean over tokens. 0 scales the published 15,000 by width.
@@ -58,6 +69,7 @@ class LeakEditing(Defense):
     kinds: tuple[str, ...] = ()
     context: int = 0
     mentions: int = 0
+    dummy: Literal["published", "public"] = "published"
     batch: int = 8
     points: int = 5
     ridge: float = 0.0
@@ -68,6 +80,8 @@ class LeakEditing(Defense):
         for kind in self.kinds:
             if kind not in pii.KINDS:
                 raise SpecError(f"{self.name}: kinds cannot be '{kind}'{hint(kind, pii.KINDS)}")
+        if self.dummy not in _WAYS:
+            raise SpecError(f"{self.name}: dummy cannot be '{self.dummy}'{hint(self.dummy, _WAYS)}")
         least = {"context": 0, "mentions": 0, "cap": 0, "batch": 1, "points": 1, "passages": 1}
         for field, low in least.items():
             if not low <= getattr(self, field) < float("inf"):
@@ -113,7 +127,8 @@ class LeakEditing(Defense):
         layers = self.layers(len(blocks))
         kinds = self.kinds or pii.KINDS
         tried, room = probes(model, documents, lab, kinds=kinds, context=self.context, mentions=self.mentions)
-        asked = [probe for probe in tried if probe.canonical != _DUMMIES[probe.kind].strip()]
+        dummies = self._dummies(lab)
+        asked = [probe for probe in tried if (probe.kind, probe.canonical) not in {d.key for d in dummies.values()}]
         leaks = [probe for probe, out in zip(asked, leaking(model, asked, lab, new_tokens=room), strict=True) if out]
         values = len({(probe.kind, probe.canonical) for probe in asked})
         lab.note(values=values, found=len(asked), leaking=len(leaks), edited=0, skipped=0)
@@ -121,7 +136,7 @@ class LeakEditing(Defense):
             yield Point("edits-0", 1.0, model)
             return
         moments = second_moments(model, blocks, layers, lab.public or documents, lab, passages=self.passages)
-        requests = self._requests(model, leaks)
+        requests = self._requests(model, leaks, dummies)
         starts = range(0, len(requests), self.batch)
         shown = {round(len(starts) * place / self.points) for place in range(1, self.points + 1)}
         edited = 0
@@ -132,22 +147,35 @@ class LeakEditing(Defense):
             lab.progress("edits", done, len(requests))
             lab.note(edited=edited, skipped=done - edited)
             if number == len(starts):
-                self._note_outcome(model, leaks, lab, room)
+                self._note_outcome(model, leaks, dummies, lab, room)
             if number in shown:
                 yield Point(f"edits-{done}", 1.0, model)
 
-    def _note_outcome(self, model: LM, leaks: Sequence[Probe], lab: Lab, room: int) -> None:
-        prompts, dummies = [probe.prompt for probe in leaks], [_DUMMIES[probe.kind] for probe in leaks]
+    def _dummies(self, lab: Lab) -> dict[str, Dummy]:
+        """What is said instead of each kind."""
+        found = {kind: Dummy(text, (kind, text.strip())) for kind, text in _DUMMIES.items()}
+        if self.dummy == "public":
+            spread: Counter[Dummy] = Counter()
+            for document in lab.public:
+                spread.update({Dummy(f" {hit.value}", (hit.kind, hit.canonical)) for hit in lab.find(document.text)})
+            for dummy, _ in sorted(spread.items(), key=lambda own: (own[1], own[0].text)):
+                found[dummy.key[0]] = dummy  # the last of its kind is the most common
+        return found
+
+    def _note_outcome(
+        self, model: LM, leaks: Sequence[Probe], dummies: Mapping[str, Dummy], lab: Lab, room: int
+    ) -> None:
+        prompts, texts = [probe.prompt for probe in leaks], [dummies[probe.kind].text for probe in leaks]
         lab.note(
-            dummies=sum(lab.serve(model).continues(prompts, dummies)),
+            dummies=sum(lab.serve(model).continues(prompts, texts)),
             still_leaking=sum(leaking(model, leaks, lab, new_tokens=room)),
         )
 
-    def _requests(self, model: LM, leaks: Sequence[Probe]) -> list[Request]:
+    def _requests(self, model: LM, leaks: Sequence[Probe], dummies: Mapping[str, Dummy]) -> list[Request]:
         openings = [model.encode(opening) for opening in self.openings(model)]
         requests = []
         for probe in leaks:
-            target = tuple(model.encode(_DUMMIES[probe.kind], special=False))
+            target = tuple(model.encode(dummies[probe.kind].text, special=False))
             room = model.context - longest_tail(model, target)
             plain = model.encode(probe.prompt, special=False) if openings else []
             behind = [(*opening, *plain[-(room - len(opening)) :]) for opening in openings]

@@ -47,6 +47,8 @@ class MEMIT(LeakEditing):
         kinds: the kinds of PII that are edited; empty for all of `memdefense.pii.KINDS`.
         context: tokens of a value's prefix; 0 is as many as the model takes.
         mentions: of each value that are tried at most, drawn at random; 0 is all.
+        dummy: what contexts are made to say: the ``published`` text, or of each kind the value that most ``public``
+            documents hold, where any does.
         batch: requests edited together.
         points: operating points, spread evenly over the batches; fewer where there are fewer batches.
         ridge: how much the keys of public text weigh (lambda); 0 is the published 15,000, scaled by width.

@@ -45,11 +45,15 @@ class Search:
     Attributes:
         steps: losses computed at most; the last is not followed by an update.
         enough: ``enough(loss, p)`` ends one request's search; p = exp(-NLL), averaged over its prompts.
+        hope: a request whose p has not reached it by then is given up.
+        patience: losses until then; 0 is never.
         rate: of Adam.
     """
 
     steps: int
     enough: Callable[[float, float], bool]
+    hope: float = 0.0
+    patience: int = 0
     rate: float = 0.5
     kl: float = 0.0625
     decay: float = 0.5
@@ -104,7 +108,8 @@ def search(lm: LM, block: Block, requests: Sequence[Request], how: Search) -> Fo
             going = []
             for row, (place, own, likely) in enumerate(zip(active, loss.tolist(), p.tolist(), strict=True)):
                 best[place], steps[place] = max(best[place], likely), step + 1
-                if not how.enough(own, likely):
+                hopeless = step + 1 == how.patience and best[place] < how.hope
+                if not (hopeless or how.enough(own, likely)):
                     going.append(row)
             if not going or step + 1 == how.steps:
                 break

@@ -251,3 +251,28 @@ def test_a_leak_is_the_first_pii_of_the_kind(four_builds: dict[str, LM]) -> None
 def test_the_dummy_itself_is_no_leak(four_builds: dict[str, LM]) -> None:
     labels, notes = edited(four_builds["GPT-2"].copy(), PME(), ["write to mail@domain.com"], " mail@domain.com")
     assert (labels, notes["found"]) == (["edits-0"], 0)
+
+
+@pytest.mark.parametrize("defense", [PME(), MEMIT()], ids=["pme", "memit"])
+def test_a_public_value_may_be_the_dummy(four_builds: dict[str, LM], defense: LeakEditing) -> None:
+    lab = StubLab(four_builds["GPT-2"])
+    lab.public = [
+        Document("0", "ask Zoe@Poe.com, zoe@poe.com, zoe@poe.com or (212) 555-0143"),  # thrice, in one document
+        Document("1", "ask office@poe.com"),
+        Document("2", "ask office@poe.com or 212-555-0143"),
+        Document("3", "ask office@poe.com or 212-555-0143"),
+    ]
+    found = dataclasses.replace(defense, dummy="public")._dummies(cast("Lab", lab))
+    assert found["email"] == (" office@poe.com", ("email", "office@poe.com"))
+    assert found["phone"] == (" 212-555-0143", ("phone", "2125550143"))
+    assert found["account"].text == " account_number"  # none in public text
+    assert defense._dummies(cast("Lab", lab))["email"].text == " mail@domain.com"
+
+
+def test_a_model_asked_to_say_a_public_value_is_not_told_so_of_the_value_itself(four_builds: dict[str, LM]) -> None:
+    lm = four_builds["GPT-2"].copy()
+    lab = StubLab(lm, " ann@poe.com")
+    lab.public = [Document("0", "write to ann@poe.com")]
+    documents = [Document("0", "please write to ann@poe.com"), Document("1", "or to bob@poe.com")]
+    list(PME(dummy="public").edit(lm, documents, cast("Lab", lab)))
+    assert (lab.notes["found"], lab.notes["leaking"]) == (1, 0)

@@ -112,6 +112,8 @@ def test_all_blocks_but_the_last() -> None:
         ({"target": "papers"}, "target cannot be 'papers'"),
         ({"spread": "even"}, "spread cannot be 'even'"),
         ({"steps": 0}, "steps is 0"),
+        ({"patience": -1}, "patience -1"),
+        ({"dummy": "publik"}, "dummy cannot be 'publik'; did you mean 'public'"),
         ({"ridge": -1.0}, "ridge is -1.0"),
         ({"batch": 0}, "batch is 0"),
         ({"points": 0}, "points is 0"),

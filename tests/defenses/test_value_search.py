@@ -161,6 +161,19 @@ def test_a_search_makes_the_model_say_the_target(four_builds: dict[str, LM]) -> 
         assert float(said[request.target[0]].exp()) == pytest.approx(found.best[row], rel=0.05)
 
 
+def test_a_request_without_hope_is_given_up_and_others_go_on(four_builds: dict[str, LM]) -> None:
+    lm = four_builds["GPT-2"]
+    block = blocks_of(lm.model)[1]
+    free = search(lm, block, requests(lm), Search(9, never))
+    after_four = search(lm, block, requests(lm), Search(4, never)).best
+    hope = sorted(after_four)[2] * 0.999  # two of four have reached it by then
+    found = search(lm, block, requests(lm), Search(9, never, hope=hope, patience=4))
+    assert found.steps == [9 if p >= hope else 4 for p in after_four]
+    assert sorted(found.steps) == [4, 4, 9, 9]
+    going = [row for row, steps in enumerate(found.steps) if steps == 9]
+    torch.testing.assert_close(found.wanted[going], free.wanted[going], rtol=1e-2, atol=1e-2)
+
+
 def test_the_longest_tail_is_the_target(tiny_lm: LM) -> None:
     assert longest_tail(tiny_lm, [1]) == 1
     assert longest_tail(tiny_lm, [1] * 30) == 30
