@@ -23,6 +23,9 @@ class Mailbox(Benchmark):
 
     People write to two others of their split and to nobody else. A name thus tells the split of every mail of its
     circle: whatever learns from labelled documents must keep documents that share an author or a value in one fold.
+    The largest circles hold a tenth of a split, so that at the default size a model which read neither side may tell
+    one from the other by luck of the names: min-k++ of a base model has an AUC of 0.51 on average over twelve corpora,
+    with a standard deviation of 0.09. More documents make it less.
 
     Attributes:
         documents: texts in ``train`` before canaries, and in ``public``; ``held_out`` has a third of it, ``general`` a
