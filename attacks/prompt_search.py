@@ -5,10 +5,9 @@ Source: Zou et al. 2023, arXiv 2307.15043.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def descend(lm: LM, body: Sequence[int], length: int, *, steps: int, candidates:
     choices = allowed.nonzero()[:, 0]
     k = min(top_k, len(choices))
     prompt = choices[torch.randint(len(choices), (length,), generator=draws)]  # (n,)
-    with _evaluating(lm):
+    with lm.evaluating():
         best, _ = _best(lm, prompt[None], body)
         for _ in range(steps):
             if best.exact:
@@ -140,17 +139,6 @@ def _allowed(lm: LM) -> Tensor:
 
     ids = torch.arange(len(lm.model.get_input_embeddings().get_parameter("weight")))
     return (ids < len(lm.tokenizer)) & ~torch.isin(ids, torch.tensor(lm.tokenizer.all_special_ids))
-
-
-@contextlib.contextmanager
-def _evaluating(lm: LM) -> Iterator[None]:
-    """No dropout."""
-    training = lm.model.training
-    lm.model.train(False)
-    try:
-        yield
-    finally:
-        lm.model.train(training)
 
 
 __all__ = ["Attempt", "descend", "gradient"]

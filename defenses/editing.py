@@ -10,7 +10,6 @@ left, so that the look-up token is the last of its row.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -128,28 +127,12 @@ def _run(lm: LM, rows: Sequence[Sequence[int]], hooks: Sequence[RemovableHandle]
     """Sends rows through the blocks, without the output embedding, takes the hooks away, and gives the mask."""
     ids, mask = left_padded(rows, lm.device)
     try:
-        with evaluating(lm):
+        with lm.evaluating():
             lm.model.base_model(ids, attention_mask=mask, position_ids=positions(mask), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
     return mask
-
-
-@contextlib.contextmanager
-def evaluating(lm: LM) -> Iterator[None]:
-    """No dropout, and no gradients of the weights."""
-    training = lm.model.training
-    wanted = [weight for weight in lm.model.parameters() if weight.requires_grad]
-    lm.model.train(False)
-    for weight in wanted:
-        weight.requires_grad_(False)
-    try:
-        yield
-    finally:
-        lm.model.train(training)
-        for weight in wanted:
-            weight.requires_grad_(True)
 
 
 def hidden_state(result: object) -> Tensor:
@@ -187,7 +170,6 @@ def _chunks(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
 __all__ = [
     "Looked",
     "closed_form",
-    "evaluating",
     "hidden_state",
     "insert",
     "left_padded",

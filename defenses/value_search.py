@@ -15,7 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from memdefense.architecture import Block, blocks_of
 from memdefense.errors import ModelError
 
-from .editing import evaluating, hidden_state, left_padded, positions
+from .editing import hidden_state, left_padded, positions
 
 if TYPE_CHECKING:
     from memdefense.lm import LM
@@ -88,7 +88,7 @@ def search(lm: LM, block: Block, requests: Sequence[Request], how: Search) -> Fo
     What stands before the look-up token is run once and kept, since the change reaches only what comes after it; so are
     the block and those below it.
     """
-    with evaluating(lm):
+    with lm.evaluating():
         rows, fixed = _Rows(lm, requests), _Fixed(lm, block)
         deltas = [torch.zeros(lm.width, device=lm.device, requires_grad=True) for _ in requests]
         optimizer = torch.optim.Adam(deltas, lr=how.rate)

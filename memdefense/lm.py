@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -28,7 +29,7 @@ from memdefense.target import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 # Where neither model nor tokenizer says how much it takes (transformers then says 10 ** 30).
 _LONGEST_CONTEXT = 4096
@@ -94,6 +95,21 @@ class LM:
     def copy(self) -> LM:
         """The same weights in memory of their own."""
         return dataclasses.replace(self, model=copy.deepcopy(self.model))
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """No dropout, and no gradients of the weights, until it is left."""
+        training = self.model.training
+        wanted = [weight for weight in self.model.parameters() if weight.requires_grad]
+        self.model.train(False)
+        for weight in wanted:
+            weight.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.model.train(training)
+            for weight in wanted:
+                weight.requires_grad_(True)
 
     def to(self, device: str) -> LM:
         """The same model on another device (moved, not copied)."""

@@ -274,7 +274,7 @@ def _archive_of(path: Path, documents: Sequence[Document]) -> int:
 
 def startup() -> dict[str, float]:
     """Seconds of ``memdefense --help`` and ``import memdefense``, the best of several."""
-    help_ = [sys.executable, "-m", "memdefense.cli", "--help"]
+    help_ = [sys.executable, "-m", "memdefense", "--help"]
     import_ = [sys.executable, "-c", "import memdefense"]
     return {"help_seconds": _timed(help_), "import_seconds": _timed(import_)}
 

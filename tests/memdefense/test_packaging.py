@@ -112,7 +112,7 @@ def test_third_party_plugin_is_installed_and_works_like_a_built_in(tmp_path: Pat
     path = {"PYTHONPATH": str(target), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
     listed = subprocess.run(
-        [sys.executable, "-m", "memdefense.cli", "list", "defenses"],
+        [sys.executable, "-m", "memdefense", "list", "defenses"],
         capture_output=True,
         text=True,
         check=True,
