@@ -23,9 +23,10 @@ from memdefense.lab import Lab
 from memdefense.limits import limited_corpus, with_general_text
 from memdefense.lm import LM, best_device
 from memdefense.recipe import code_of
+from memdefense.reference import UNDEFENDED
 from memdefense.results import Results, Writer
 from memdefense.settings import Settings
-from memdefense.sheet import UNDEFENDED, Sheet
+from memdefense.sheet import Sheet
 from memdefense.store import Store
 from memdefense.train import TrainConfig
 from memdefense.work import Work, retried

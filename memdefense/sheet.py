@@ -14,20 +14,19 @@ import torch
 
 from memdefense.attack import Attack, Outcome, Utility
 from memdefense.bench import StoredPoint
-from memdefense.defense import Defense, overrides
+from memdefense.defense import Defense
 from memdefense.entries import WORST, Arm, Measured, entries_of
 from memdefense.errors import MemdefenseError, NotApplicable, StoreError
 from memdefense.pipeline import Defended, defend, measure, read_samples, scored, write_outcomes
 from memdefense.recipe import code_of, digest
+from memdefense.reference import UNDEFENDED, Reference, reference_of, tokens_of
 from memdefense.results import SCHEMA, Row, Writer, provenance, say, score_rows
-from memdefense.score import Scores
 from memdefense.settings import Settings
 from memdefense.store import Artifact
 from memdefense.utility import Perplexity
 from memdefense.work import Work, retried
 
 logger = logging.getLogger(__name__)
-UNDEFENDED = Defense()
 
 
 class Sheet:
@@ -50,7 +49,7 @@ class Sheet:
             writer,
         )
         self._measured: dict[tuple[str, str], list[Measured]] = {}
-        self._references: dict[int, _Reference] = {}
+        self._references: dict[int, Reference] = {}
         self._recall = _detector_recall(work)
         self._provenance = provenance(
             work.bench.device, torch.get_num_threads(), work.config.dtype, work.base.origin or work.base_digest[:12]
@@ -58,7 +57,7 @@ class Sheet:
 
     def undefended(self, seed: int) -> None:
         """The baseline of one seed: what leakage and utility are relative to."""
-        self._references[seed] = retried(self._work.bench, lambda: self._reference(seed))
+        self._references[seed] = retried(self._work.bench, lambda: reference_of(self._work, self._utilities, seed))
 
     def unit(self, label: str, defense: Defense, seed: int) -> None:
         """All rows of one defense on one seed; an error is a row for every attack, and nothing more.
@@ -153,32 +152,6 @@ class Sheet:
         entry["key"] = digest([entry["recipe"], sorted(row["key"] for row in rows), len(group)])
         return entry
 
-    def _reference(self, seed: int) -> _Reference:
-        defended = defend(self._work, UNDEFENDED, seed)
-        readings = {point.label: self._utility(defended, point) for point in defended.points}
-        perplexity = {label: scores[Perplexity.name].headline.value for label, scores in readings.items()}
-        best = min(perplexity, key=lambda label: perplexity[label])
-        never = measure(defended, _as_point(self._work), Perplexity(), lambda: self._work.base)[0]
-        return _Reference(
-            {name: scores.headline.value for name, scores in readings[best].items()},
-            {point.label: point for point in defended.points},
-            {point.label: self._outcomes(defended, point) for point in defended.points},
-            defended.curated_digest,
-            Perplexity().score(never).headline.value,
-            100 * (perplexity[defended.points[-1].label] / perplexity[best] - 1),
-            _tokens(defended.cost),
-        )
-
-    def _utility(self, defended: Defended, point: StoredPoint) -> dict[str, Scores]:
-        return {
-            utility.name: utility.score(found)
-            for utility, found in zip(self._utilities, self._outcomes(defended, point), strict=True)
-        }
-
-    def _outcomes(self, defended: Defended, point: StoredPoint) -> list[list[Outcome]]:
-        model = functools.cache(lambda: point.load(self._work.bench.device))
-        return [measure(defended, point, utility, model)[0] for utility in self._utilities]
-
     def _point(self, label: str, defended: Defended, point: StoredPoint) -> None:
         work, seed, defense = self._work, defended.seed, defended.defense
         model = functools.cache(lambda: point.load(work.bench.device))
@@ -195,7 +168,7 @@ class Sheet:
         costs = {u.name: u.cost(utility[u.name].headline.value, reference.utility[u.name]) for u in self._utilities}
         known = [cost for cost in costs.values() if math.isfinite(cost)]
         delta = max(known) if known else math.nan
-        status = self._status(defended, point, found, utility, reference)
+        status = reference.status(defended, point, found, utility[Perplexity.name].headline.value)
         for number, attack in enumerate(self._attacks):
             if work.bench.progress:
                 work.bench.progress(
@@ -238,7 +211,7 @@ class Sheet:
                 "detector": {"name": "memdefense.pii", "recall": self._recall},
                 "cost": {
                     **defended.cost,
-                    "extra_tokens": _tokens(defended.cost) - reference.tokens,
+                    "extra_tokens": tokens_of(defended.cost) - reference.tokens,
                     "attack_seconds": artifact.facts["seconds"],
                     "attack_peak_memory_bytes": artifact.facts["peak_memory_bytes"],
                 },
@@ -246,25 +219,6 @@ class Sheet:
                 "train_config": dataclasses.asdict(defended.config),
             }
             self._add(row, artifact, outcomes)
-
-    def _status(
-        self,
-        defended: Defended,
-        point: StoredPoint,
-        found: list[list[Outcome]],
-        utility: Mapping[str, Scores],
-        reference: _Reference,
-    ) -> str:
-        """``no-op`` where documents, weights and outputs are the undefended run's; ``collapsed`` where the model is
-        worse than one that never saw the private text."""
-        twin = reference.points.get(point.label)
-        if overrides_anything(defended.defense) and twin is not None and twin.digest == point.digest:
-            same = all(_close(a, b) for a, b in zip(found, reference.outcomes[point.label], strict=True))
-            if same and defended.curated_digest == reference.curated:
-                return "no-op"
-        if utility[Perplexity.name].headline.value > reference.never_trained * (1 + 1e-9):
-            return "collapsed"
-        return "ok"
 
     def _failed(
         self, label: str, defense: Defense, attack: Attack, seed: int, point: str, error: MemdefenseError
@@ -335,28 +289,6 @@ class Sheet:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class _Reference:
-    """The undefended run of one seed."""
-
-    utility: Mapping[str, float]  # at the checkpoint of the lowest held-out perplexity
-    points: Mapping[str, StoredPoint]
-    outcomes: Mapping[str, list[list[Outcome]]]
-    curated: str
-    never_trained: float  # the base model's held-out perplexity
-    overfit: float  # percent by which the final held-out perplexity exceeds its minimum
-    tokens: float  # trained on
-
-
-def overrides_anything(defense: Defense) -> bool:
-    """Whether a defense is more than the baseline."""
-    return any(overrides(defense, hook) for hook in ("configure", "curate", "train", "edit", "guard"))
-
-
-def _as_point(work: Work) -> StoredPoint:
-    return StoredPoint("base", 0.0, work.base_digest, cast(Artifact, None), "")
-
-
 def _detector_recall(work: Work) -> float | None:
     """The share of the secrets' occurrences in the training text that the defender's detector finds; None without."""
     lab = work.lab("detector", 0)
@@ -371,18 +303,6 @@ def _detector_recall(work: Work) -> float | None:
                 hits += f"{secret.kind}/{place.start}" in found[place.document]
                 total += 1
     return hits / total if total else None
-
-
-def _tokens(cost: Mapping[str, float]) -> float:
-    """Tokens a defense trained on, edits included."""
-    return cost.get("tokens", 0.0) + cost.get("edit_tokens", 0.0)
-
-
-def _close(ours: Iterable[Outcome], theirs: Iterable[Outcome]) -> bool:
-    mine, other = ({o.unit: o.values for o in side} for side in (ours, theirs))
-    return mine.keys() == other.keys() and all(
-        abs(mine[unit][name] - other[unit][name]) < 1e-6 for unit in mine for name in mine[unit]
-    )
 
 
 def _cost_of(rows: Iterable[Row], name: str) -> list[float]:

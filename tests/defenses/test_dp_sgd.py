@@ -14,7 +14,8 @@ from torch import nn
 from memdefense.bench import Bench
 from memdefense.corpus import Document, Documents, Redrawn
 from memdefense.defenses import dp_sgd
-from memdefense.defenses.dp_sgd import DPSGD, noise, plan
+from memdefense.defenses.dp_plan import Plan, noise, plan
+from memdefense.defenses.dp_sgd import DPSGD
 from memdefense.errors import ModelError, SpecError
 from memdefense.interval import wilson
 from memdefense.lab import Lab
@@ -73,7 +74,7 @@ def test_the_numerical_accountant_is_tighter() -> None:
 
 def test_a_step_is_the_clipped_sum_plus_known_noise_over_the_expected_batch() -> None:
     weight = nn.Parameter(torch.zeros(3, 2))
-    planned = dp_sgd.Plan(cast(Any, [[None] * 40]), 1, 0.25, 1.5, 1e-3, {})
+    planned = Plan(cast(Any, [[None] * 40]), 1, 0.25, 1.5, 1e-3, {})
     noisy = dp_sgd._noisy(torch.optim.SGD([weight], lr=1.0), 0.2, planned, 7, torch.device("cpu"))
     clipped = torch.arange(6.0).view(3, 2)
     for step in range(2):

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,6 +46,17 @@ class Idle(Defense):
 
     def curate(self, documents: Documents, lab: Lab, *, epoch: int = 0) -> Documents:
         return list(documents)
+
+
+@dataclasses.dataclass(frozen=True)
+class IdleEdit(Defense):
+    """Says it edits, and leaves the weights alone."""
+
+    name: ClassVar[str] = "idle-edit"
+    summary: ClassVar[str] = "Nothing."
+
+    def edit(self, model: LM, documents: Documents, lab: Lab) -> Iterable[Point]:
+        yield Point("edits-0", 1.0, model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +148,9 @@ def test_the_undefended_baseline_and_the_trivial_rows_come_along(tmp_path: Path)
 
 
 def test_a_defense_that_changes_nothing_is_a_no_op_and_one_that_destroys_is_collapsed(tmp_path: Path) -> None:
-    results = measured(tmp_path, [Idle(), Wreck()])
+    results = measured(tmp_path, [Idle(), IdleEdit(), Wreck()])
     assert {row["status"] for row in of(results, "idle")} == {"no-op"}
+    assert {(row["point"], row["status"]) for row in of(results, "idle-edit")} == {("1.0/edits-0", "no-op")}
     assert {row["status"] for row in of(results, "wreck")} == {"collapsed"}
     assert "no-op" not in {row["status"] for row in of(results, "none")}
 

@@ -1,0 +1,101 @@
+"""The undefended run of one seed: what leakage and utility are relative to, and what a defense has to differ from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+from memdefense.attack import Outcome, Utility
+from memdefense.bench import StoredPoint
+from memdefense.defense import Defense, overrides
+from memdefense.pipeline import Defended, defend, measure
+from memdefense.store import Artifact
+from memdefense.utility import Perplexity
+from memdefense.work import Work
+
+UNDEFENDED = Defense()
+_HOOKS = ("configure", "curate", "train", "edit", "guard")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The undefended run of one seed.
+
+    Attributes:
+        utility: by name, at the checkpoint of the lowest held-out perplexity.
+        points: its operating points, by label.
+        outcomes: of every utility at each of them.
+        curated: a digest of what it was trained on.
+        never_trained: the base model's held-out perplexity.
+        overfit: percent by which the final held-out perplexity exceeds its minimum.
+        tokens: trained on.
+    """
+
+    utility: Mapping[str, float]
+    points: Mapping[str, StoredPoint]
+    outcomes: Mapping[str, Sequence[Sequence[Outcome]]]
+    curated: str
+    never_trained: float
+    overfit: float
+    tokens: float
+
+    def status(
+        self, defended: Defended, point: StoredPoint, found: Sequence[Sequence[Outcome]], perplexity: float
+    ) -> str:
+        """``no-op``, ``collapsed`` or ``ok``.
+
+        Args:
+            defended: whose point it is.
+            point: ``no-op`` where its documents, weights and outputs are the undefended run's.
+            found: the outcomes of every utility.
+            perplexity: held-out; ``collapsed`` where it is above that of a model that never saw the private text.
+        """
+        # By weights and place, not by label: a point of an edit has one of its own.
+        same_weights = (own for own in self.points.values() if (own.digest, own.at) == (point.digest, point.at))
+        twin = next(same_weights, None)
+        if twin is not None and any(overrides(defended.defense, hook) for hook in _HOOKS):
+            same = all(_close(a, b) for a, b in zip(found, self.outcomes[twin.label], strict=True))
+            if same and defended.curated_digest == self.curated:
+                return "no-op"
+        return "collapsed" if perplexity > self.never_trained * (1 + 1e-9) else "ok"
+
+
+def reference_of(work: Work, utilities: Sequence[Utility], seed: int) -> Reference:
+    """Trains the undefended run of one seed and measures its utility, or takes both from the store."""
+    defended = defend(work, UNDEFENDED, seed)
+    outcomes: dict[str, list[list[Outcome]]] = {}
+    readings: dict[str, dict[str, float]] = {}
+    for point in defended.points:
+        model = functools.cache(functools.partial(point.load, work.bench.device))
+        outcomes[point.label] = [measure(defended, point, utility, model)[0] for utility in utilities]
+        readings[point.label] = {
+            utility.name: utility.score(found).headline.value
+            for utility, found in zip(utilities, outcomes[point.label], strict=True)
+        }
+    best = min(readings, key=lambda label: readings[label][Perplexity.name])
+    base = StoredPoint("base", 0.0, work.base_digest, cast(Artifact, None), "")
+    never = measure(defended, base, Perplexity(), lambda: work.base)[0]
+    last, least = (readings[label][Perplexity.name] for label in (defended.points[-1].label, best))
+    return Reference(
+        readings[best],
+        {point.label: point for point in defended.points},
+        outcomes,
+        defended.curated_digest,
+        Perplexity().score(never).headline.value,
+        100 * (last / least - 1),
+        tokens_of(defended.cost),
+    )
+
+
+def tokens_of(cost: Mapping[str, float]) -> float:
+    """Tokens a defense trained on, edits included."""
+    return cost.get("tokens", 0.0) + cost.get("edit_tokens", 0.0)
+
+
+def _close(ours: Iterable[Outcome], theirs: Iterable[Outcome]) -> bool:
+    mine, other = ({o.unit: o.values for o in side} for side in (ours, theirs))
+    return mine.keys() == other.keys() and all(
+        abs(mine[unit][name] - other[unit][name]) < 1e-6 for unit in mine for name in mine[unit]
+    )
