@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtri, stdtrit  # type: ignore[import-untyped, unused-ignore]
+from scipy.special import ndtr, ndtri, stdtrit  # type: ignore[import-untyped, unused-ignore]
 
 from memdefense.errors import DataError
 
@@ -182,9 +182,28 @@ def mean_interval(values: Values, level: float = 0.95) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def t_quantile(freedom: int, level: float) -> float:
+def t_quantile(freedom: float, level: float) -> float:
     """The two-sided quantile of Student's t."""
     return float(stdtrit(freedom, 0.5 + level / 2.0))
+
+
+def few(sizes: Values, level: float) -> float:
+    """The level at which normal limits are Student's at ``level``, where clusters are few or of unequal size.
+
+    A cluster of many units decides much of the mean and of its variance, so the variance is known as well as that of
+    (sum n)^2 / sum n^2 clusters of one size (Kish 1965), less one degree of freedom; at least two are left, for next to
+    nothing is known of one cluster's like, and Student's quantile would say so without end.
+
+    Args:
+        sizes: units of each cluster; those without any do not count.
+        level: the confidence level.
+    """
+    units = np.asarray(sizes, dtype=np.float64)
+    square = float(units @ units)
+    if square <= 0.0:
+        return level
+    freedom = max(float(units.sum()) ** 2 / square - 1.0, 2.0)
+    return min(float(2.0 * ndtr(t_quantile(freedom, level)) - 1.0), 1.0 - 1e-12)
 
 
 class Draws:

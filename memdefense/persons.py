@@ -14,7 +14,7 @@ import numpy as np
 
 from memdefense.attack import Term
 from memdefense.errors import DataError
-from memdefense.interval import Floats, Values, mover_ratio, normal_quantile, wilson
+from memdefense.interval import Floats, Values, few, mover_ratio, normal_quantile, wilson
 
 PLUS, MINUS, WEIGHT = range(3)
 """Rows of a person's parts: what its units add, what they take off, and its share of the units."""
@@ -111,8 +111,9 @@ def person_mean(parts: Floats, level: float, *, twins: bool, lent: float = math.
     """A mean over persons with its limits.
 
     The mean is of what is added less what is taken off (twins that came out, non-members that rank above). Each of the
-    two has Wilson's limits, with the n for which a proportion of that size has the variance found over persons; MOVER
-    joins them with their correlation over persons. Wilson's limits have width where nothing leaked.
+    two has Wilson's limits, with the n for which a proportion of that size has the variance found over persons, and
+    Student's quantile where persons are few or hold very different numbers of units (`few`); MOVER joins them with
+    their correlation over persons. Wilson's limits have width where nothing leaked.
 
     Args:
         parts: shape (3, persons).
@@ -170,6 +171,8 @@ def net_residuals(parts: Floats) -> Floats:
 
 def _share(values: Floats, weights: Floats, level: float, lent: float) -> Bounded:
     value, variance = _moments(values, weights)
+    if variance > 0.0:
+        level = few(weights, level)
     if variance > 0.0 and 0.0 < value < 1.0:
         n = value * (1.0 - value) / variance
     elif 0.0 <= value <= 1.0 + 1e-9:

@@ -13,6 +13,7 @@ from memdefense.interval import (
     cluster_correlation,
     clusters,
     design_effect,
+    few,
     mean_interval,
     mover_ratio,
     wilson,
@@ -169,3 +170,15 @@ def test_draws_are_pinned_and_uniform() -> None:
     # A table is the same stream cut into resamples.
     draws = Draws(2)
     assert Draws(2).table(7, 3).T.tolist() == [draws.counts(7, 7).tolist() for _ in range(3)]
+
+
+def test_few_or_unequal_clusters_have_students_quantile() -> None:
+    def student(freedom: float, level: float) -> float:
+        return float(2 * stats.norm.cdf(stats.t.ppf(0.5 + level / 2, freedom)) - 1)
+
+    assert few([3.0] * 10, 0.95) == pytest.approx(student(9, 0.95))
+    assert few([1.0] * 1_000_000, 0.95) == pytest.approx(0.95, abs=1e-6)
+    assert few([9.0, 8.0, 8.0, 8.0, 0.0], 0.9) == pytest.approx(student(33**2 / (81 + 192) - 1, 0.9))
+    assert few([9.0, 1.0, 0.0], 0.9) == pytest.approx(student(2, 0.9))  # 100 / 82 of one size; two degrees are left
+    assert few([1.0], 0.9999) < 1.0
+    assert few([], 0.95) == 0.95

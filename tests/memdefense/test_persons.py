@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 
 from memdefense.attack import Term
 from memdefense.interval import Floats, design_effect, wilson
@@ -45,7 +46,8 @@ def test_a_rate_has_wilsons_limits_by_the_design_effect() -> None:
     found = person_mean(parts(hits, persons), 0.95, twins=False)
     # The same variance: deff p (1 - p) / (n - 1), with n - 1 as of the units.
     n = 299 / design_effect(hits, persons)
-    assert (found.low, found.high) == pytest.approx(wilson(hits.mean() * n, n), abs=1e-9)
+    level = 2 * stats.norm.cdf(stats.t.ppf(0.975, 99)) - 1  # a hundred persons of one size
+    assert (found.low, found.high) == pytest.approx(wilson(hits.mean() * n, n, level), abs=1e-9)
     assert independent_units(parts(hits, persons)) == pytest.approx(n)
 
 

@@ -150,3 +150,16 @@ def test_tpr_at_fpr_without_a_class_and_with_infinite_scores() -> None:
     assert (tied.tpr, tied.fpr) == (0.0, 0.0)
     with pytest.raises(DataError, match="false-positive rate of 10"):
         tpr_at_fpr([1.0], [True], 10)
+
+
+def test_limits_cover_where_some_persons_hold_most_of_a_class() -> None:
+    rng = np.random.default_rng(4)
+    sizes = [*[90, 60, 40, 20], *[5] * 30, *[70, 30, 15], *[4] * 8]  # of 34 members and of 11 others
+    groups = [f"p{person}" for person, size in enumerate(sizes) for _ in range(size)]
+    labels = np.repeat([person < 34 for person in range(len(sizes))], sizes)
+    covered = 0
+    for seed in range(200):
+        scores = np.repeat(rng.normal(size=len(sizes)), sizes) + 0.5 * rng.normal(size=len(labels))
+        low, high = auc_interval(scores, labels, groups=groups, resamples=60, seed=seed)
+        covered += low <= 0.5 <= high
+    assert covered >= 182  # 182 of 200 is two standard errors below 95 %
