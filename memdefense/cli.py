@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import click
 
 from memdefense import __version__
 from memdefense.errors import MemdefenseError
+from memdefense.options import STORE, batch_size_of, benchmark_of, config_file, many, store_folder, training_of
 
 
 class Commands(click.Group):
@@ -60,49 +60,10 @@ def cli(verbose: bool) -> None:
             logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
-def _config(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    """Reads a TOML or JSON file of option names; what stands on the command line wins."""
-    if not value:
-        return value
-    import json
-    import tomllib
-
-    path = Path(value)
-    try:
-        text = path.read_text(encoding="utf-8")
-        given = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except OSError as error:
-        raise click.UsageError(f"cannot read --config {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise click.UsageError(f"--config {path} is no {path.suffix[1:].upper() or 'TOML'}: {error}") from error
-    if not isinstance(given, dict):
-        raise click.UsageError(f"--config {path} holds no options by name")
-    from memdefense.errors import hint
-
-    known = {option.name: option for option in ctx.command.params if option.name}
-    for name, content in given.items():
-        option = known.get(name.replace("-", "_"))
-        if option is None or option.name == "config":
-            raise click.UsageError(
-                f"{path} has an unknown key '{name}'{hint(name, [k.replace('_', '-') for k in known])}"
-            )
-        many = isinstance(content, list)
-        text = ",".join(str(item) for item in content) if many and not getattr(option, "multiple", False) else content
-        ctx.default_map = {
-            **(ctx.default_map or {}),
-            str(option.name): [text] if getattr(option, "multiple", False) and not many else text,
-        }
-    return value
-
-
-def _many(*names: str, default: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(*names, multiple=True, default=(default,), show_default=True, help=help)
-
-
 @cli.command()
-@click.option("--config", callback=_config, is_eager=True, help="TOML or JSON file of these options; flags win.")
-@_many("-d", "--defense", "--defenses", "defenses", default="rmft", help="Comma list or repeated; 'all' is every one.")
-@_many("-a", "--attack", "--attacks", "attacks", default="prefix", help="Comma list or repeated.")
+@click.option("--config", callback=config_file, is_eager=True, help="TOML or JSON file of these options; flags win.")
+@many("-d", "--defense", "--defenses", "defenses", default="rmft", help="Comma list or repeated; 'all' is every one.")
+@many("-a", "--attack", "--attacks", "attacks", default="prefix", help="Comma list or repeated.")
 @click.option(
     "-b", "--benchmark", default="", help="A benchmark spec, such as mailbox or enron:data=PATH. [default: mailbox]"
 )
@@ -164,17 +125,17 @@ def run(**given: Any) -> None:
     from memdefense.runner import run as measure
     from memdefense.watch import watching
 
-    benchmark = _benchmark(given)
+    benchmark = benchmark_of(given)
     spec = benchmark if isinstance(benchmark, str) else benchmark.spec
     settings = Settings(
         model=given["model"],
         revision=given["revision"],
         seeds=tuple(given["seed"]) or tuple(range(given["seeds"])),
-        training=_training(given),
+        training=training_of(given),
         store=given["store"],
         output=given["output"],
         device=given["device"],
-        batch_size=_batch_size(given["batch_size"]),
+        batch_size=batch_size_of(given["batch_size"]),
         micro_batch=given["micro_batch"],
         general_text=given["general_text"],
         detector_recall=given["detector_recall"],
@@ -206,7 +167,7 @@ def run(**given: Any) -> None:
 @click.option("-m", "--model", required=True, help="Hub id or folder of the causal LM that is attacked.")
 @click.option("--members", required=True, help="What it was trained on: JSONL, CSV, Parquet, text file or folder.")
 @click.option("--non-members", required=True, help="Text of the same kind that it was not trained on.")
-@_many(
+@many(
     "-a", "--attack", "--attacks", "attacks", default="prefix,mia", help="Comma list or repeated; 'all' is every one."
 )
 @click.option("--reference", default="", help="The model before it saw the members, for attacks that compare.")
@@ -242,7 +203,7 @@ def attack(**given: Any) -> None:
         store=given["store"],
         output=given["output"],
         device=given["device"],
-        batch_size=_batch_size(given["batch_size"]),
+        batch_size=batch_size_of(given["batch_size"]),
     )
     with watching() as progress:
         rows = attack_model(
@@ -278,68 +239,27 @@ def cache() -> None:
     """Look into the store, and clean it up."""
 
 
-_STORE = click.option("--store", default="", help="[default: $MEMDEFENSE_STORE or ~/.cache/memdefense]")
-
-
 @cache.command()
 @click.argument("key", required=False)
-@_STORE
+@STORE
 def explain(key: str | None, store: str) -> None:
     """Say what the last run reused and what it made, and why; or what one KEY was made from."""
     from memdefense.describe import print_explanation
 
-    print_explanation(_store(store), key)
+    print_explanation(store_folder(store), key)
 
 
 @cache.command()
-@_STORE
+@STORE
 @click.option("--older-than", type=click.FloatRange(0), default=0.0, help="Days since it was made; 0 is everything.")
 @click.option("--kind", default="", help="Only this kind: fit, train, edit, outcomes, ...")
 @click.option("--yes", is_flag=True, help="Really remove; without it, only say what would go.")
 def prune(store: str, older_than: float, kind: str, yes: bool) -> None:
     """Remove artifacts from the store; what a later run needs, it makes again."""
+
     from memdefense.describe import prune_store
 
-    prune_store(_store(store), older_than, kind, yes)
-
-
-def _store(folder: str) -> Path:
-    return Path(folder or os.environ.get("MEMDEFENSE_STORE") or "~/.cache/memdefense").expanduser()
-
-
-def _benchmark(given: Mapping[str, Any]) -> Any:
-    if given["data"] and given["benchmark"]:
-        raise click.UsageError("--data is a benchmark of its own (jsonl); leave out --benchmark, or put data= into it")
-    if given["data"]:
-        from memdefense import registry
-
-        # Not through a spec, which a comma in a path would break.
-        fields = {"data": given["data"], "text_field": given["text_field"], "author_field": given["author_field"]}
-        return registry.build("benchmarks", "jsonl", **fields)[0]
-    return str(given["benchmark"] or "mailbox")
-
-
-def _training(given: Mapping[str, Any]) -> dict[str, object]:
-    names = {"train_batch_size": "batch_size"}
-    chosen: dict[str, object] = {
-        names.get(name, name): given[name]
-        for name in ("epochs", "learning_rate", "block_size", "train_batch_size", "checkpoints", "dtype")
-        if given[name] is not None
-    }
-    if given["peft"]:
-        from memdefense.train import LoRA
-
-        targets = tuple(filter(None, given["lora_targets"].split(",")))
-        chosen["lora"] = LoRA(given["lora_rank"], given["lora_alpha"], targets=targets)
-    return chosen
-
-
-def _batch_size(text: str) -> int:
-    if text == "auto":
-        return 0
-    if not text.isdigit() or int(text) < 1:
-        raise click.UsageError(f"--batch-size is '{text}'; write a whole number, or auto")
-    return int(text)
+    prune_store(store_folder(store), older_than, kind, yes)
 
 
 def _print_table(folder: Path) -> None:
