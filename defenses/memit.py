@@ -36,7 +36,9 @@ class MEMIT(LeakEditing):
     GPT-Neo 1.3B (Ruzzetti et al., ACL 2025, arXiv 2506.10024).
 
     Does not protect values that none of the tried prefixes draws out, nor against other prefixes than those, nor what
-    the detector misses; and the dummy shows which contexts were edited. What `pme` says of ``ridge`` holds here too.
+    the detector misses; and the dummy shows which contexts were edited. What `pme` says of ``ridge`` and of dummies out
+    of a small model's reach holds here too: as no request is skipped, 192 of the 961 leaking contexts of a `mailbox`
+    model raise its held-out perplexity by 41 %, and all of them ruin it (one seed).
 
     Deviates [ours]: all of `pme`'s deviations that are about requests, C and the loss; blocks 3 to 8 of GPT-J's 28, or
     what lies at that depth; openings decoded greedily, ten tokens behind each of five words, where the authors sample;
