@@ -326,6 +326,9 @@ class Reciter:
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling = GREEDY) -> list[str]:
         return [self._goes_on(prompt) for prompt in prompts]
 
+    def continues(self, prompts: Sequence[str], values: Sequence[str]) -> list[bool]:
+        return [self._goes_on(p).strip().startswith(value) for p, value in zip(prompts, values, strict=True)]
+
     def _goes_on(self, prompt: str) -> str:
         read = next((text.partition(prompt)[2] for text in self.texts if prompt in text), "")
         return read or next((said for end, said in self.guesses.items() if prompt.endswith(end)), "")
