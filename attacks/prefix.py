@@ -32,8 +32,8 @@ class Prefix(Attack):
     occurrences, which are not exchangeable with members. ``chance=complement`` takes it from two models that each went
     through the same defense on a half of the text (the first two of the pool of ``shadow``, documents by coin): every
     value of which one of them has read no mention is asked of that one, on the same prompts, and the rate is spread
-    over the strata as all members are, since values with many mentions stand on both sides. A half of the text may
-    teach less of how addresses are made than the whole [ours].
+    over the strata as all members are, since values with many mentions stand on both sides (``unread_rate``). A half
+    of the text may teach less of how addresses are made than the whole [ours].
 
     Beside it: TER, SER and precision, which count a value that comes out on any prompt; ``hit_rate_at_N``,
     ``leakage_at_N`` for each context length where there are several; ``near_rate``, the nearest prompt counting, with
@@ -179,6 +179,8 @@ class Prefix(Attack):
             **extraction_rates(outcomes),
             "near_rate": share(members, near),
         }
+        if self.chance == "complement":
+            beside["unread_rate"] = chance
         twins = [o for o in members if "distance_twin" in o.values]
         close = share(twins, [float(o.values["distance_twin"] <= self.near) for o in twins])
         beside["near_chance"] = dataclasses.replace(close, higher_is_better=None)

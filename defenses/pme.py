@@ -37,11 +37,11 @@ class PME(LeakEditing):
     Does not protect values that none of the tried prefixes draws out, nor against other prefixes than those, nor what
     the detector misses; and the dummy shows which contexts were edited.
 
-    A small model cannot be brought by one vector to spell what it has never read. On `mailbox` p stays below 0.005 with
+    A small model cannot be brought by one vector to spell what it has never read. On `mailbox` p stays below 0.01 with
     the published dummies, at whatever block it is sought, so that every request is skipped and nothing is changed;
-    with ``dummy=public`` [ours], a value that stands in public text, it reaches 0.1 to 0.2: 600 of 961 and 929 leaking
-    contexts were edited, prefix leakage went from 0.22 to 0.06 and 0.04 for 13 and 12 % of perplexity (two seeds), and
-    no context said the dummy afterwards: it was the old value that was disturbed.
+    with ``dummy=public`` [ours], a value that stands in public text, it reaches 0.08 to 0.21 (six contexts a kind): 600
+    of 961 and 929 leaking contexts were edited, prefix leakage went from 0.22 to 0.06 and 0.04 for 13 and 12 % of
+    perplexity (two seeds), and no context said the dummy afterwards: it was the old value that was disturbed.
 
     Deviates [ours]: ``ridge`` is not free of scale: the mean of k^T C^-1 k over public text is the inner width, so a
     typical key gets s / (1 + s) of what is asked for, with s = inner / ridge. The default keeps s as it was for GPT-Neo

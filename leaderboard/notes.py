@@ -114,7 +114,7 @@ def _chance(rows: Sequence[Row]) -> list[str]:
             # Chance by twins rests on the members, chance by strangers on the held-out values.
             strangers = (chance["n"], chance["events"]) == (held["n"], held["events"])
             of = "held-out values, not exchangeable" if strangers else "twins"
-            if "chance=complement" in str(row["attack_spec"]):
+            if "unread_rate" in scores:
                 of = f"models that have not read the value, {chance['n']} values"
             notes.append(
                 f"undefended, seed {row['seed']}: {hit['events']} of {hit['n']} member values extracted; chance "

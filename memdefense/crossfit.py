@@ -27,10 +27,11 @@ class AcrossSeeds(Cut):
     Simulated (``scripts/simulate.py``, 250 data sets a cell; base rates of 2 % of 3,000, 10 and 60 % of 300 secrets) a
     nominal 95 covers 90 to 99 % of a true half, but for 3 seeds with 20 % run noise at a base of 60 % (89), and for the
     gain over a baseline without effect at no run noise (up to 100). The form of the interval was chosen on this very
-    simulation, so that these figures are no independent check of it. Without effect it covers 92 to 99, as doing
-    nothing on some seeds is certain. At 2 % of 300 secrets, 3 seeds have 30 events only by luck (2 to 4 % of data
-    sets), and what is then divided by is too large: an estimate of such a base is not to be trusted, whatever its
-    interval.
+    simulation, so that these figures are no independent check of it, and they are older than Student's quantile over
+    persons (`memdefense.interval.few`), which widens sample noise by a hundredth for a hundred persons. Without effect
+    it covers 92 to 99, as doing nothing on some seeds is certain. At 2 % of 300 secrets, 3 seeds have 30 events only by
+    luck (2 to 4 % of data sets), and what is then divided by is too large: an estimate of such a base is not to be
+    trusted, whatever its interval.
 
     Args:
         table: its arrays.

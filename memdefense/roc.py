@@ -110,7 +110,7 @@ def auc_interval(
     of the class where that is larger: a person then counts once.
 
     z is Student's where the persons of a class are few or hold very different numbers of units (`few`): on the circles
-    of `mailbox`, 14 effective ones of members and 5 of others, 96 to 98 % of nominal 95 cover in place of 89 to 93.
+    of `mailbox`, 14 effective ones of members and 5 of others, 96 to 98 % of nominal 95 cover in place of 88 to 93.
 
     Persons are drawn within three strata (members only, non-members only, both), so no resample lacks a class.
 

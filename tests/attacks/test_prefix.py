@@ -372,6 +372,7 @@ def test_complementary_models_are_asked_what_they_have_not_read(store: Store, ti
     assert "complement" not in found["s20"]
     scores = attack.score(outcomes)
     assert (scores.beside["chance"].n, scores.beside["chance"].events) == (20, 5)
+    assert scores.beside["unread_rate"] == scores.beside["chance"]
     assert scores.beside["chance"].value == pytest.approx(0.25)
     assert scores.beside["hit_rate"].value == pytest.approx(1.0)
     assert scores.headline.value == pytest.approx(1.0)

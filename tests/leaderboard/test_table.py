@@ -122,8 +122,8 @@ def test_numbers_have_units_intervals_and_directions(printed: Printed) -> None:
 
 
 def test_whose_chance_it_was_is_said(printed: Printed) -> None:
-    rows = [entry("none"), point("none", 0.5, attack_spec="prefix:chance=complement")]
-    rows = [row | {"attack_spec": "prefix:chance=complement"} for row in rows]
+    unread = point("none")["scores"] | {"unread_rate": score(0.01)}
+    rows = [entry("none"), point("none", 0.5, scores=unread)]
     assert "chance 0.010 (models that have not read the value, 60 values)" in " ".join(printed(rows).split())
     strangers = {"chance": score(0.02) | {"n": 20, "events": 1}, "held_out_rate": score(0.02) | {"n": 20, "events": 1}}
     scores = point("none")["scores"] | strangers
