@@ -11,7 +11,8 @@ import numpy as np
 
 from memdefense import Attack, Corpus, NotApplicable, Outcome, Score, Scores, SpecError
 from memdefense.attack import Access, Term
-from memdefense.score import bucket, rate
+from memdefense.score import rate
+from memdefense.strata import bucket
 
 from .epsilon import ceiling, lower_bound
 

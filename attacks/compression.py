@@ -15,7 +15,8 @@ from memdefense.attack import Access, Term
 from memdefense.match import written_like
 from memdefense.score import mean_interval
 
-from .extracted import leakage_of, rate_of, share, stratum
+from .extracted import stratum
+from .extraction_report import leakage_of, rate_of, share
 from .prompt_search import Attempt, descend
 
 if TYPE_CHECKING:

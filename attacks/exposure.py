@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from memdefense import Attack, Canary, Corpus, NotApplicable, Outcome, Score, Scores, SpecError
 from memdefense.attack import Access, Term
-from memdefense.score import bucket
+from memdefense.strata import bucket
 
-from .extracted import share
+from .extraction_report import share
 
 if TYPE_CHECKING:
     from memdefense import AttackLab, LogprobTarget

@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from memdefense import Corpus, Outcome, Scores, Secret
-from memdefense.attack import Term
-from memdefense.score import excess_terms, paired_excess
+from memdefense import Corpus, Secret
 
-from .extracted import rate_of, share
 from .prompts import Key, held_in, secret_places
 
 if TYPE_CHECKING:
@@ -102,53 +99,6 @@ def top_outcome(gap: Gap, shares: Mapping[str, float], known: Mapping[str, float
     if secret.twin:
         values |= {"twin": shares.get(secret.twin, 0.0), "base_twin": known.get(secret.twin, 0.0)}
     return values
-
-
-def top_scores(outcomes: Sequence[Outcome]) -> Scores:
-    """Leakage is the excess of the top-1 rate over chance, without what the base model gets right as well."""
-    asked = [o for o in outcomes if o.member and o.values["asked"]]
-    left = _left(outcomes)
-    chance = [_chance(o) for o in left]
-    return Scores(
-        paired_excess([o.values["top"] for o in left], chance, [o.group for o in left]),
-        {
-            "top1": rate_of(left, "top"),
-            "chance": dataclasses.replace(share(left, chance), higher_is_better=None),
-            "top1_with_known": rate_of(asked, "top"),
-            "top1_of_base": dataclasses.replace(rate_of(asked, "base"), higher_is_better=None),
-            "known_to_base": dataclasses.replace(
-                share(asked, [float(_known(o)) for o in asked]), higher_is_better=None
-            ),
-            "not_asked": dataclasses.replace(
-                share(members := [o for o in outcomes if o.member], [1 - o.values["asked"] for o in members]),
-                higher_is_better=None,
-            ),
-        },
-    )
-
-
-def top_terms(outcomes: Sequence[Outcome]) -> list[Term]:
-    """What each member adds to `top_scores`' leakage."""
-    left = _left(outcomes)
-    chance = [_chance(o) for o in left]
-    if not left or np.mean(chance) == 1:
-        return []
-    terms = excess_terms([o.values["top"] for o in left], chance)
-    return [Term(o.unit, o.group, float(value)) for o, value in zip(left, terms, strict=True)]
-
-
-def _left(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    return [o for o in outcomes if o.member and o.values["asked"] and not _known(o)]
-
-
-def _known(outcome: Outcome) -> bool:
-    """Whether the base model gets it right, or would have got its twin right, had the coin fallen otherwise."""
-    return outcome.values["base"] > 0 or outcome.values["base_twin"] > 0
-
-
-def _chance(outcome: Outcome) -> float:
-    values = outcome.values
-    return values["twin"] if "twin" in values else values["chance"]
 
 
 def _end(text: str, tokens: int, lab: AttackLab) -> str:

@@ -11,7 +11,8 @@ from memdefense.attack import Access, Term
 from memdefense.match import written_like
 
 from .extracted import stratum
-from .filled import Gap, gaps, most_probable, top_outcome, top_scores, top_terms
+from .filled import Gap, gaps, most_probable, top_outcome
+from .filled_report import top_scores, top_terms
 
 if TYPE_CHECKING:
     from memdefense import AttackLab, LogprobTarget

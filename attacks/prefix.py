@@ -10,7 +10,8 @@ from memdefense import Attack, Corpus, NotApplicable, Outcome, Scores, SpecError
 from memdefense.attack import Term
 from memdefense.match import begins, edits
 
-from .extracted import extraction_rates, leakage_of, pooled, rate_of, secret_outcomes, share
+from .extracted import secret_outcomes
+from .extraction_report import extraction_rates, leakage_of, pooled, rate_of, share
 from .prompts import Key, Prompt, targeted
 from .shadow_pool import pool_of
 

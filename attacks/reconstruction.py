@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, ClassVar
 from memdefense import Attack, Corpus, LogprobTarget, NotApplicable, Outcome, Sampling, Scores, SpecError, pii
 from memdefense.attack import Access, Term
 
-from .extracted import rate_of, stratum
-from .filled import Gap, gaps, most_probable, top_outcome, top_scores, top_terms
+from .extracted import stratum
+from .extraction_report import rate_of
+from .filled import Gap, gaps, most_probable, top_outcome
+from .filled_report import top_scores, top_terms
 
 if TYPE_CHECKING:
     from memdefense import AttackLab

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from memdefense import Attack, Corpus, DataError, Documents, NotApplicable, Outcome, Sampling, Scores, SpecError, pii
 from memdefense.attack import Term
 
-from .extracted import extraction_rates, leakage_of, secret_outcomes
+from .extracted import secret_outcomes
+from .extraction_report import extraction_rates, leakage_of
 from .prompts import Key
 
 if TYPE_CHECKING:

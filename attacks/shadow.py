@@ -18,7 +18,8 @@ from .circles import circle_of
 from .membership_report import membership, membership_terms
 from .model_free import model_free
 from .shadow_pool import Reading, Unit, pool_of, read, units_of
-from .shadow_scores import Bools, Floats, counterfactual, cross_validated, lira, lira_offline, rmia, tuned_a
+from .shadow_scores import Bools, Floats, counterfactual, cross_validated, lira, lira_offline, rmia
+from .shadow_tuning import tuned_a
 
 if TYPE_CHECKING:
     from memdefense import AttackLab, LogprobTarget

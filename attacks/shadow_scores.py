@@ -10,8 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp  # type: ignore[import-untyped, unused-ignore]
 
-from memdefense.roc import auc
-
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
@@ -77,21 +75,6 @@ def rmia(
     return np.asarray(dominated / max(1, len(others)), np.float64)
 
 
-def tuned_a(shadows: Floats, inside: Bools, population: Bools) -> float:
-    """RMIA's offline ``a``, the best of 0, 0.1, ... 1 for attacking the first shadow model with the others.
-
-    Units of the population that the first model was trained on are no z here. The larger of two that do as well.
-    """
-    others, left, known = shadows[1:], inside[1:], ~population
-    z = population & ~inside[0]
-
-    def area(a: float) -> float:
-        found = rmia(shadows[0], others, left, z, a=a)
-        return auc(found[known], inside[0][known])
-
-    return max((step / 10 for step in range(10, -1, -1)), key=area)
-
-
 def counterfactual(accuracy: Floats, inside: Bools) -> Floats:
     """The mean accuracy of the models trained on a text less that of the others (Zhang et al. 2021), (U,)."""
     return _mean(accuracy, inside) - _mean(accuracy, ~inside)
@@ -129,5 +112,4 @@ __all__ = [
     "lira_offline",
     "rmia",
     "token_logits",
-    "tuned_a",
 ]

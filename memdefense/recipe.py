@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType, FunctionType
 
+from memdefense.unscored import running, unscored
+
 Parts = Mapping[str, object]
 """What a key is made of, by name: JSON values only."""
 
@@ -39,6 +41,19 @@ def code_of(thing: object) -> str:
     parts = getattr(thing, "parts", ())
     whole = [_code_of_owner(owner), *(code_of(part) for part in parts)] if parts else [_code_of_owner(owner)]
     return whole[0] if len(whole) == 1 else digest(whole)
+
+
+def code_of_run(measure: object) -> str:
+    """A digest of the code behind an attack's or a utility's outcomes: as `code_of`, without what only scores them.
+
+    Outcomes outlive a change of the statistics that are made from them.
+
+    Args:
+        measure: an instance or a class.
+    """
+    owner = measure if isinstance(measure, type) else type(measure)
+    nested = "." in owner.__qualname__
+    return _code_of_owner(owner) if nested or _source(owner.__module__) is None else _run_digest(owner)
 
 
 def versions() -> dict[str, str]:
@@ -99,11 +114,32 @@ def _closure_digest(module: str) -> str:
     return digest(trees)
 
 
-def _closure(module: str) -> dict[str, Path]:
+@functools.cache
+def _run_digest(owner: type) -> str:
+    module = owner.__module__
+    path = _source(module)
+    assert path is not None
+    known = {module, *_MEASURES}
+    others = {base.__module__: _source(base.__module__) for base in owner.__mro__ if base.__module__ not in known}
+    bases = [ast.parse(source.read_text(encoding="utf-8")) for source in others.values() if source]
+    body = unscored(ast.parse(path.read_text(encoding="utf-8")).body, owner.__name__, bases)
+    trees = {name: _normal(path.read_text(encoding="utf-8")) for name, path in sorted(_closure(module, body).items())}
+    return digest({**trees, module: _dumped(ast.Module(body, []))})
+
+
+# They call no method of a measure but to score it.
+_MEASURES = ("memdefense.attack", "memdefense.plugin", "builtins", "abc", "typing")
+
+
+def _closure(module: str, body: list[ast.stmt] | None = None) -> dict[str, Path]:
     """Every module of the same distribution that ``module`` needs, itself included.
 
     Of one distribution are the modules of one top-level package, and loose ones that lie side by side in a folder
     that is nobody's installation: a script and the files it imports.
+
+    Args:
+        module: its name.
+        body: what counts of it; the whole without.
     """
     top = module.partition(".")[0]
     home = _home_folder(top)
@@ -115,7 +151,8 @@ def _closure(module: str) -> dict[str, Path]:
         if name in found or path is None:
             continue
         found[name] = path
-        for needed in _imports(name, path):
+        own = body if body is not None and name == module else ast.parse(path.read_text(encoding="utf-8")).body
+        for needed in _imports(name, path, own):
             other = needed.partition(".")[0]
             if other == top or (home is not None and _home_folder(other) == home):
                 waiting.append(needed)
@@ -147,9 +184,9 @@ def _source(name: str) -> Path | None:
     return Path(file) if file and (file.endswith(".py") or script) else None
 
 
-def _imports(name: str, path: Path) -> Iterator[str]:
+def _imports(name: str, path: Path, body: list[ast.stmt]) -> Iterator[str]:
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in _running(ast.parse(path.read_text(encoding="utf-8")).body):
+    for node in (node for statement in running(body) for node in ast.walk(statement)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -157,32 +194,34 @@ def _imports(name: str, path: Path) -> Iterator[str]:
             if node.level:
                 parent = package.split(".")[: len(package.split(".")) - node.level + 1]
                 module = ".".join([*parent, *([module] if module else [])])
-            yield from (_home(module, alias.name) for alias in node.names)
+            for alias in node.names:
+                yield from _homes(module, alias.name)
 
 
-def _running(body: list[ast.stmt]) -> Iterator[ast.AST]:
-    """All nodes but those under ``if TYPE_CHECKING``, which never run."""
-    for statement in body:
-        if isinstance(statement, ast.If) and ast.unparse(statement.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            yield from _running(statement.orelse)
-        else:
-            yield from ast.walk(statement)
-
-
-def _home(module: str, name: str) -> str:
-    """The module in which a name imported from ``module`` is defined: public names live deeper than they look."""
+def _homes(module: str, name: str) -> Iterator[str]:
+    """The modules behind a name imported from ``module``: public names are defined deeper than they look."""
     if _source(f"{module}.{name}") is not None:
-        return f"{module}.{name}"
+        yield f"{module}.{name}"
+        return
     try:
-        owner = getattr(getattr(importlib.import_module(module), name, None), "__module__", None)
+        thing = getattr(importlib.import_module(module), name, None)
     except ImportError:
-        return module
-    return owner if isinstance(owner, str) and owner.partition(".")[0] == module.partition(".")[0] else module
+        thing = None
+    owner = getattr(thing, "__module__", None)
+    known = isinstance(owner, str) and owner.partition(".")[0] == module.partition(".")[0]
+    # An object says where its class is from, and not who made it: both count.
+    if not known or not isinstance(thing, type | FunctionType):
+        yield module
+    if known:
+        yield str(owner)
 
 
 def _normal(source: str) -> str:
     """Source as a syntax tree without docstrings, comments and layout."""
-    tree = ast.parse(source)
+    return _dumped(ast.parse(source))
+
+
+def _dumped(tree: ast.Module) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             first = node.body[0] if node.body else None

@@ -30,7 +30,6 @@ __all__ = [
     "Scores",
     "auc",
     "auc_interval",
-    "bucket",
     "design_effect",
     "excess",
     "excess_terms",
@@ -221,17 +220,6 @@ def ter(generated: AbstractSet[str], originals: AbstractSet[str]) -> float:
 def precision(generated: AbstractSet[str], originals: AbstractSet[str]) -> float:
     """The share of distinct generated values that are secrets, |generated & originals| / |generated|; NaN if none."""
     return len(generated & originals) / len(generated) if generated else math.nan
-
-
-def bucket(count: int) -> str:
-    """The stratum of a number of occurrences: ``1``, ``2-4``, ``5-16`` or ``>16``.
-
-    Raises:
-        DataError: fewer than one occurrence.
-    """
-    if count < 1:
-        raise DataError(f"a value with {count} occurrences belongs to no stratum: count them in the original text")
-    return next((name for most, name in ((1, "1"), (4, "2-4"), (16, "5-16")) if count <= most), ">16")
 
 
 def _leakage(hit: Score, chance: Score, correlation: float) -> Score:

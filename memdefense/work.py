@@ -16,7 +16,7 @@ from memdefense.defense import Defense
 from memdefense.errors import MemdefenseError, PluginError
 from memdefense.lab import Lab
 from memdefense.lm import LM
-from memdefense.recipe import code_of
+from memdefense.recipe import code_of, code_of_run
 from memdefense.store import DamagedError
 from memdefense.train import TrainConfig
 
@@ -66,7 +66,7 @@ class Work:
         return {
             "plugin": plugin.spec,
             "outside": plugin.outside(),
-            "code": code_of(plugin),
+            "code": code_of(plugin) if isinstance(plugin, Defense) else code_of_run(plugin),
             "core": code_of("memdefense.lab"),
             "seed": seed,
             "recall": self.bench.detector_recall,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from memdefense.attack import Outcome
-from memdefense.attacks.filled import gaps, top_scores, top_terms
+from memdefense.attacks.filled import gaps
+from memdefense.attacks.filled_report import top_scores, top_terms
 from memdefense.attacks.inference import Inference
 from memdefense.attacks.reconstruction import Reconstruction
 from memdefense.bench import Bench

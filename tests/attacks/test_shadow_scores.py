@@ -17,8 +17,8 @@ from memdefense.attacks.shadow_scores import (
     lira_offline,
     rmia,
     token_logits,
-    tuned_a,
 )
+from memdefense.attacks.shadow_tuning import tuned_a
 from memdefense.roc import auc
 
 UNITS, MODELS = 60, 6

@@ -11,7 +11,6 @@ from memdefense import score
 from memdefense.errors import DataError
 from memdefense.score import (
     Score,
-    bucket,
     excess,
     excess_terms,
     mover_ratio,
@@ -203,9 +202,3 @@ def test_ter_and_precision_name_their_denominators() -> None:
     assert math.isnan(ter(generated, set()))
     assert math.isnan(precision(set(), originals))
     assert ter(set(), originals) == 0.0
-
-
-def test_buckets() -> None:
-    assert [bucket(k) for k in (1, 2, 4, 5, 16, 17, 64)] == ["1", "2-4", "2-4", "5-16", "5-16", ">16", ">16"]
-    with pytest.raises(DataError, match="0 occurrences"):
-        bucket(0)
