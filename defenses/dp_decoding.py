@@ -90,7 +90,8 @@ class DPDecoding(Defense):
 
     def guard(self, target: Target, documents: Documents, lab: Lab) -> Target:
         lab.note(epsilon_per_token=self.epsilon(int(target.model.model.config.get_text_config().vocab_size)))
-        return target.guarded(law=self._law, sampling=Sampling())
+        seed = int(lab.rng("draws").integers(1 << 62))  # of its own on every run, so that luck does not repeat
+        return target.guarded(law=self._law, sampling=Sampling(seed=seed))
 
     def _law(self, ids: Tensor, hidden: Tensor, logprobs: Tensor) -> Tensor:
         if self.method == "clip":

@@ -74,7 +74,8 @@ class EntropyFilter(Defense):
 
     def guard(self, target: Target, documents: Documents, lab: Lab) -> Target:
         law = _Hotter(self.tau, self.hot / self.calm, self.run - 1)
-        return target.guarded(law=law, sampling=Sampling(self.calm))
+        seed = int(lab.rng("draws").integers(1 << 62))  # of its own on every run, so that luck does not repeat
+        return target.guarded(law=law, sampling=Sampling(self.calm, seed=seed))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,8 +92,11 @@ class Drawn(LogitsProcessor):
         if self._sampling.temperature == 0:
             return logprobs
         logprobs = self._sampling.warp(logprobs)
-        noise = torch.stack([torch.rand(logprobs.shape[-1], generator=source) for source in self._noise])
-        return logprobs - torch.log(-torch.log(noise.clamp_(1e-20, 1 - 1e-7))).to(logprobs.device)
+        # In double: float32 has no numbers near enough to 1, and tokens of small probability would come too seldom.
+        size = logprobs.shape[-1]
+        noise = torch.stack([torch.rand(size, generator=source, dtype=torch.float64) for source in self._noise])
+        gumbel = -torch.log(-torch.log(noise.clamp_(1e-300, 1 - 2**-53)))
+        return logprobs + gumbel.to(logprobs.device, logprobs.dtype)
 
     def _remember(self, caught: Caught, tokens: int) -> None:
         """Moves the history on to the last pass: of one position, or of several where there was no cache before it."""

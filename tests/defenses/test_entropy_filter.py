@@ -49,8 +49,9 @@ def test_hotter_after_a_run_of_sure_tokens_and_nowhere_else(tiny_lm: LM, store: 
 
 def test_only_sampling_is_left_where_nothing_counts_as_sure(tiny_lm: LM, store: Store) -> None:
     target = guarded(EntropyFilter(tau=0.0, calm=0.7), tiny_lm, store)
-    assert target.owned == Sampling(0.7)
-    plain = LocalTarget(tiny_lm).generate(["The"] * 3, max_new_tokens=9, sampling=Sampling(0.7))
+    assert target.owned
+    assert target.owned.temperature == 0.7
+    plain = LocalTarget(tiny_lm).generate(["The"] * 3, max_new_tokens=9, sampling=target.owned)
     assert target.generate(["The"] * 3, max_new_tokens=9) == plain
 
 

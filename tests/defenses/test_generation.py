@@ -184,3 +184,15 @@ def test_a_bare_name_runs_five_specs_on_the_last_point(kind: type[Defense]) -> N
     specs = kind.grid()
     assert len({spec.spec for spec in specs}) == 5
     assert all(spec.last for spec in specs)
+
+
+@pytest.mark.parametrize("defense", [DPDecoding(), EntropyFilter(), Layered()])
+def test_what_is_drawn_on_one_run_is_not_drawn_again_on_the_next(
+    defense: Defense, store: Store, tiny_lm: LM, model: LM
+) -> None:
+    def said(seed: int) -> list[str]:
+        lab = Lab(Bench(store), who="test", seed=seed, originals=(), public=(), config=TrainConfig(), base=tiny_lm)
+        return defense.guard(LocalTarget(model), (), lab).generate(["The"] * 8, max_new_tokens=12)
+
+    assert said(0) == said(0)
+    assert said(0) != said(1)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from memdefense.errors import ModelError, PluginError, SpecError
+from memdefense.laws import Drawn
 from memdefense.lm import LM
 from memdefense.spelling import spelled
 from memdefense.target import GREEDY, PLAIN, Again, LocalTarget, Sampling, Signals, limited
@@ -540,6 +542,22 @@ def test_draws_have_the_right_frequencies(tiny_lm: LM, sampling: Sampling) -> No
     kept = p > 0
     chi2 = float(((counts[kept] - n * p[kept]) ** 2 / (n * p[kept])).sum())
     assert chi2 < 26  # seven degrees of freedom at most: exceeded once in two thousand seeds
+
+
+def test_a_token_of_very_small_probability_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Gumbel noise has to exceed 25, and so its uniform number lies nearer to 1 than any of float32 does."""
+
+    def rand(size: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+        drawn = torch.full((size,), 0.5, dtype=torch.float64)
+        drawn[3] = 1 - 2.0**-40
+        return drawn.to(dtype)
+
+    monkeypatch.setattr(torch, "rand", rand)
+    logits = torch.zeros(1, 8)
+    logits[0, 3] = -25.0
+    draw = Drawn((), PLAIN, [0], None, 1, torch.ones(1, 1))
+    ids = cast(torch.LongTensor, torch.zeros(1, 1, dtype=torch.long))
+    assert int(draw(ids, cast(torch.FloatTensor, logits)).argmax()) == 3
 
 
 def test_limited_access_shows_no_more_than_it_should(tiny_lm: LM) -> None:
