@@ -53,7 +53,8 @@ def membership_terms(outcomes: Sequence[Outcome], headline: str, names: Sequence
     for name in dict.fromkeys((headline, *names)):
         values = auc_terms([outcome.values[name] for outcome in outcomes], labels).tolist()
         reading = "" if name == headline else name
-        found += [Term(o.unit, o.group, v, reading) for o, v in zip(outcomes, values, strict=len(values) > 0)]
+        pairs = zip(outcomes, values, strict=len(values) > 0)
+        found += [Term(o.unit, o.group, v, reading, "members" if o.member else "others") for o, v in pairs]
     return found
 
 

@@ -45,12 +45,15 @@ class Term:
         person: whom it belongs to.
         value: its term, signed.
         reading: which of several readings of the same outcomes it belongs to; "" is the headline's.
+        side: which of two samples the unit is of, where the leakage compares two (members and others): how well the
+            noise is known is decided by the side of fewer persons.
     """
 
     unit: str
     person: str
     value: float
     reading: str = ""
+    side: str = ""
 
 
 class Measure(Plugin, ABC):
@@ -90,6 +93,14 @@ class Attack(Measure):
     adaptive_to: ClassVar[tuple[str, ...]] = ()
     two_sided: ClassVar[bool] = False
 
+    def without_base(self) -> Attack | None:
+        """What is left of it without the model before the private text: all of it, a part, or nothing (None).
+
+        What compares with that model, or starts from it as shadow models do, would measure the attacked model against
+        itself.
+        """
+        return None if self.shadows else self
+
     def terms(self, outcomes: Sequence[Outcome]) -> Sequence[Term]:
         """What each unit adds to the leakage: their mean is the headline.
 
@@ -113,5 +124,15 @@ class Utility(Measure):
     """A use the model must still be good for, and what its loss costs in percent."""
 
     @abstractmethod
-    def cost(self, value: float, reference: float) -> float:
-        """Percent of the reference that was lost; below 0 where the model got better."""
+    def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome], unguarded: Sequence[Outcome]) -> float:
+        """Percent of the reference that was lost; below 0 where the model got better.
+
+        Args:
+            own: of the point in question.
+            reference: of the undefended checkpoint of the lowest held-out perplexity.
+            unguarded: of the point's weights without the defense's guard; ``own`` itself where it has none.
+
+        Returns:
+            NaN where the reference is too poor to lose anything that could be told from noise, infinity where the
+            point's own outcomes are no numbers.
+        """

@@ -6,14 +6,15 @@ import dataclasses
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from memdefense.errors import DataError
 from memdefense.interval import Floats, Ints
 from memdefense.layout import Table
-from memdefense.persons import MINUS, PLUS, WEIGHT, Bounded, person_mean
+from memdefense.maxter import OperatingPoint, aurc, maxter
+from memdefense.persons import MINUS, PLUS, WEIGHT, Bounded, person_mean, person_ratio
 from memdefense.redraw import base_again, read_again, redrawn
 from memdefense.selection import UNKNOWN, Limits, Read, Steps, attacked, budget_steps, cross_read, reduction
 
@@ -58,6 +59,9 @@ class CrossEstimate(Estimated):
     scope: str
 
 
+Plain = Callable[[Sequence[OperatingPoint]], float]
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Noise:
     """Limits of a ratio or of a mean, by what they allow for."""
@@ -69,11 +73,30 @@ class Noise:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Choice:
-    """One arm, read at some budgets."""
+    """One arm, read at some budgets.
+
+    Attributes:
+        cut: the arm.
+        steps: the budgets.
+        read: what was chosen and read.
+        plain: the number itself of points as they are, in percent: MaxTER at the budget, or its area.
+    """
 
     cut: Cut
     steps: Steps
     read: Read
+    plain: Plain
+
+    @property
+    def parts(self) -> Floats:
+        """What was read of each person on each unit, shape (4, units, P)."""
+        return _parts(self)
+
+    @property
+    def base(self) -> Floats:
+        """The same of the undefended run."""
+        table, taken = self.cut.table.parts, self.read.taken
+        return np.stack([table[:, taken[0, u], 0, u] for u in range(table.shape[3])], axis=1)
 
 
 class Cut(ABC):
@@ -103,7 +126,7 @@ class Cut(ABC):
         Raises:
             DataError: tau is NaN.
         """
-        choice = self._choice([(tau, 1.0)])
+        choice = self._choice([(tau, 1.0)], lambda points: maxter(points, tau))
         read, units = choice.read, range(self.leakage.shape[2])
         whole = self._reduced(choice, level)
         pick = read.picks[0].tolist()
@@ -122,7 +145,7 @@ class Cut(ABC):
         Raises:
             DataError: ``tau_max`` is not a positive number.
         """
-        return self._reduced(self._choice(budget_steps(self.table.delta, tau_max)), level)
+        return self._reduced(self._area(tau_max), level)
 
     def gain(self, other: Cut, tau_max: float = 20.0, *, level: float = 0.95) -> Estimated:
         """Its `aurc` less that of another arm; against the undefended run's own checkpoints, what a defense is worth.
@@ -131,24 +154,27 @@ class Cut(ABC):
             DataError: as `aurc`; the two are not of the same units, persons and undefended runs.
         """
         self._check_paired(other)
-        ours, theirs = (cut._choice(budget_steps(cut.table.delta, tau_max)) for cut in (self, other))
+        ours, theirs = (cut._area(tau_max) for cut in (self, other))
         total = math.fsum(ours.read.undefended.tolist())
         if total <= 0.0:
             return self._nothing_known()
         value = (math.fsum(theirs.read.leakage.tolist()) - math.fsum(ours.read.leakage.tolist())) / total
-        numerator = _netted(_parts(theirs) - _parts(ours), _parts(ours)[WEIGHT])
-        idle = not ours.read.picks.any() and not theirs.read.picks.any()
-        if idle or (
-            np.array_equal(self.table.parts, other.table.parts) and np.array_equal(self.table.delta, other.table.delta)
-        ):
-            certain = (value * 100.0, value * 100.0)
-            return self._estimated(value, Noise(certain, certain, certain))
-        noise = self._noise(numerator, _base(ours), [(1.0, theirs), (-1.0, ours)], level, twins=True)
-        return self._estimated(value, Noise(_percent(noise.run), _percent(noise.sample), _percent(noise.both)))
+        signed = [(1.0, theirs), (-1.0, ours)]
+        numerator = _netted(theirs.parts, ours.parts)
+        sample: Limits = (value, value)
+        same = all(
+            np.array_equal(a, b, equal_nan=True)
+            for a, b in ((self.table.parts, other.table.parts), (self.table.delta, other.table.delta))
+        )
+        if not same and (ours.read.picks.any() or theirs.read.picks.any()):
+            widened = self._widening(value, signed)
+            _, *limits = person_ratio(numerator.sum(1), ours.base.sum(1), level, twins=True, widened=widened)
+            sample = (limits[0], limits[1])
+        return self._estimated(value, self._noise(value, sample, numerator, ours, signed, level))
 
     def kept(self, tau_max: float = 20.0) -> Floats:
         """The leakage that is left per person, averaged over budgets and summed over units, shape (P,)."""
-        parts = _parts(self._choice(budget_steps(self.table.delta, tau_max)))
+        parts = self._area(tau_max).parts
         net: Floats = (parts[PLUS] - parts[MINUS]).sum(axis=0)
         return net
 
@@ -169,7 +195,7 @@ class Cut(ABC):
         """The leakage of one point, with the reading that the other units chose; its mean over units, signed."""
         taken, _, own = attacked(self.leakage)
         parts = self.table.parts
-        read = np.stack([parts[:, k, point, u] for u, k in enumerate(taken[point].tolist())], axis=1)  # (3, units, P)
+        read = np.stack([parts[:, k, point, u] for u, k in enumerate(taken[point].tolist())], axis=1)  # (4, units, P)
         noise = self._mean_noise(read, level)
         persons = int(np.count_nonzero(read[WEIGHT].sum(axis=0)))
         value = math.fsum(own[point].tolist()) / float(read[WEIGHT].sum())
@@ -206,46 +232,62 @@ class Cut(ABC):
 
     @abstractmethod
     def _noise(
-        self, numerator: Floats, base: Floats, signed: Sequence[tuple[float, Choice]], level: float, *, twins: bool
+        self,
+        ratio: float,
+        sample: Limits,
+        numerator: Floats,
+        choice: Choice,
+        signed: Sequence[tuple[float, Choice]],
+        level: float,
     ) -> Noise:
-        """Limits of the ratio of two leakages.
+        """Both kinds of noise of a ratio of leakages.
 
         Args:
-            numerator: shape (3, units, P).
-            base: likewise.
+            ratio: the estimate.
+            sample: its limits over persons.
+            numerator: what each person adds to it on each unit, shape (4, units, P).
+            choice: whose undefended run the denominator is.
             signed: the reads whose sum, with these signs, the numerator is.
             level: the confidence level.
-            twins: as `memdefense.persons.person_mean`, of the numerator.
         """
 
     def _mean_noise(self, parts: Floats, level: float) -> Noise:
-        """Limits of a mean leakage, parts of shape (3, units, P)."""
+        """Limits of a mean leakage, parts of shape (4, units, P)."""
         found = person_mean(parts.sum(axis=1), level, twins=self.twins)
         return Noise(UNKNOWN, (found.low, found.high), (found.low, found.high))
 
-    def _choice(self, steps: Steps) -> Choice:
-        return Choice(self, steps, cross_read(self.leakage, self.table.delta, steps))
+    def _choice(self, steps: Steps, plain: Plain) -> Choice:
+        return Choice(self, steps, cross_read(self.leakage, self.table.delta, steps), plain)
+
+    def _area(self, tau_max: float) -> Choice:
+        return self._choice(budget_steps(self.table.delta, tau_max), lambda points: aurc(points, tau_max))
 
     def _reduced(self, choice: Choice, level: float) -> Estimated:
-        """100 (1 - sum a / sum b), of a read; what was left alone is no estimate and adds no width."""
-        total = math.fsum(choice.read.undefended.tolist())
+        """100 (1 - sum a / sum b), of a read."""
+        read = choice.read
+        total = math.fsum(read.undefended.tolist())
         if total <= 0.0:
             return self._nothing_known()
-        value = 1.0 - math.fsum(choice.read.leakage.tolist()) / total
-        active = _parts(choice, idle=False)
+        left = math.fsum(read.leakage.tolist()) / total
+        noise = self._noise(left, self._left(choice, left, level), choice.parts, choice, [(1.0, choice)], level)
+        # Less than nothing cannot be left on average, since the attacker takes the sign; a reading of it may be less.
+        least = min(left, 0.0)
+        kept = ((max(low, least), high) for low, high in (noise.run, noise.sample, noise.both))
+        return self._estimated(1.0 - left, Noise(*((1.0 - high, 1.0 - low) for low, high in kept)))
+
+    def _left(self, choice: Choice, left: float, level: float) -> Limits:
+        """Limits over persons of what is left. Of what was left alone all is, for certain."""
+        active, under = (_parts(choice, idle=False, undefended=undefended) for undefended in (False, True))
         if not active[WEIGHT].any():
-            return self._estimated(0.0, Noise((0.0, 0.0), (0.0, 0.0), (0.0, 0.0)))
-        noise = self._noise(active, _base(choice), [(1.0, choice)], level, twins=self.twins)
-        # The limits are of the part that was not left alone; the rest is certain.
-        certain = 1.0 - value - float((active[PLUS] - active[MINUS]).sum()) / total
-
-        def turned(limits: Limits) -> Limits:
-            return 100.0 * (1.0 - certain - limits[1]), 100.0 * (1.0 - certain - limits[0])
-
-        return self._estimated(value, Noise(turned(noise.run), turned(noise.sample), turned(noise.both)))
+            return left, left
+        share = float((under[PLUS] - under[MINUS]).sum() / (choice.base[PLUS] - choice.base[MINUS]).sum())
+        widened = self._widening(left, [(1.0, choice)])
+        _, low, high = person_ratio(active.sum(1), under.sum(1), level, twins=self.twins, widened=widened)
+        return 1.0 - share * (1.0 - low), 1.0 - share * (1.0 - high)
 
     def _estimated(self, value: float, noise: Noise) -> Estimated:
-        return Estimated(100.0 * value, *noise.both, noise.run, noise.sample, len(self.table.persons))
+        run, sample, both = map(_percent, (noise.run, noise.sample, noise.both))
+        return Estimated(100.0 * value, *both, run, sample, len(self.table.persons))
 
     def _nothing_known(self) -> Estimated:
         return Estimated(math.nan, *UNKNOWN, UNKNOWN, UNKNOWN, len(self.table.persons))
@@ -257,27 +299,28 @@ class Cut(ABC):
             raise DataError("the two arms are not of the same seeds and units: give both in the same order")
 
 
-def _parts(choice: Choice, *, idle: bool = True) -> Floats:
-    """What was read of each person on each unit, shape (3, units, P); without what was left alone if not ``idle``."""
+def _parts(choice: Choice, *, idle: bool = True, undefended: bool = False) -> Floats:
+    """What was read of each person on each unit, shape (4, units, P).
+
+    Args:
+        choice: the read.
+        idle: with what was left alone.
+        undefended: of the undefended run, over the budgets and units of the read.
+    """
     parts, read = choice.cut.table.parts, choice.read
     found = np.zeros(parts.shape[:1] + parts.shape[3:])
     for pick, (_, weight) in zip(read.picks, choice.steps, strict=True):
         for u, row in enumerate(pick.tolist()):
             if row or idle:
-                found[:, u] += weight * parts[:, read.taken[row, u], row, u]
+                point = 0 if undefended else row
+                found[:, u] += weight * parts[:, read.taken[point, u], point, u]
     return found
 
 
-def _base(choice: Choice) -> Floats:
-    """The same of the undefended run."""
-    parts, taken = choice.cut.table.parts, choice.read.taken
-    return np.stack([parts[:, taken[0, u], 0, u] for u in range(parts.shape[3])], axis=1)
-
-
-def _netted(parts: Floats, weights: Floats) -> Floats:
+def _netted(added: Floats, taken: Floats) -> Floats:
     """A difference of parts, person by person, split again into what is added and what is taken off."""
-    net = parts[PLUS] - parts[MINUS]
-    return np.stack([np.maximum(net, 0.0), np.maximum(-net, 0.0), weights])
+    net = (added[PLUS] - added[MINUS]) - (taken[PLUS] - taken[MINUS])
+    return np.stack([np.maximum(net, 0.0), np.maximum(-net, 0.0), *taken[WEIGHT:]])
 
 
 def _percent(limits: Limits) -> Limits:

@@ -11,8 +11,8 @@ from memdefense.cut import Choice, Cut, Noise
 from memdefense.errors import DataError
 from memdefense.interval import Floats, Ints, clusters
 from memdefense.layout import Table, tabulate
-from memdefense.persons import MINUS, PLUS, RunTerms, person_ratio
-from memdefense.selection import UNKNOWN
+from memdefense.persons import RunTerms
+from memdefense.selection import UNKNOWN, Limits
 
 
 def person_folds(persons: Sequence[str], folds: int = 5) -> Ints:
@@ -66,14 +66,15 @@ class WithinRun(Cut):
         return self._fold
 
     def _noise(
-        self, numerator: Floats, base: Floats, signed: Sequence[tuple[float, Choice]], level: float, *, twins: bool
+        self,
+        ratio: float,
+        sample: Limits,
+        numerator: Floats,
+        choice: Choice,
+        signed: Sequence[tuple[float, Choice]],
+        level: float,
     ) -> Noise:
-        top, bottom = numerator.sum(axis=1), base.sum(axis=1)
-        ratio = float((top[PLUS] - top[MINUS]).sum() / (bottom[PLUS] - bottom[MINUS]).sum())
-        share = float(top[2].sum() / bottom[2].sum())
-        found = person_ratio(top, bottom, level, twins=twins, widened=self._widening(ratio, signed))
-        limits = (share * found[1], share * found[2])
-        return Noise(UNKNOWN, limits, limits)
+        return Noise(UNKNOWN, sample, sample)
 
 
 def within_run(

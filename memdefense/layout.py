@@ -22,7 +22,7 @@ class Table:
         labels: of the L points.
         readings: names of the K readings.
         persons: names of the P persons.
-        parts: what persons add, take off and weigh, shape (3, K, L, units, P); NaN where a point has no such reading.
+        parts: what persons add, take off and weigh, shape (4, K, L, units, P); NaN where a point has no such reading.
         delta: utility costs, shape (L, units).
     """
 
@@ -50,7 +50,7 @@ def tabulate(runs: Sequence[RunTerms], persons: Sequence[str] = ()) -> Table:
     place = {name: number for number, name in enumerate(names)}
     labels = [label for label in runs[0].points if all(math.isfinite(run.deltas.get(label, math.nan)) for run in runs)]
     readings = list(runs[0].undefended)
-    parts = np.full((3, len(readings), 1 + len(labels), len(runs), len(names)), math.nan)
+    parts = np.full((4, len(readings), 1 + len(labels), len(runs), len(names)), math.nan)
     for u, run in enumerate(runs):
         for row, found in enumerate((run.undefended, *(run.points.get(label, {}) for label in labels))):
             for k, reading in enumerate(readings):

@@ -16,8 +16,9 @@ from memdefense.attack import Term
 from memdefense.errors import DataError
 from memdefense.interval import Floats, Values, few, mover_ratio, normal_quantile, wilson
 
-PLUS, MINUS, WEIGHT = range(3)
-"""Rows of a person's parts: what its units add, what they take off, and its share of the units."""
+PLUS, MINUS, WEIGHT, FEW = range(4)
+"""Rows of a person's parts: what its units add, what they take off, its share of the units, and its share of those
+units whose persons are fewest (all of them, but where a leakage compares two sides)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -27,10 +28,12 @@ class Column:
     Attributes:
         values: the terms (`memdefense.score.excess_terms`, `memdefense.roc.auc_terms`), shape (n,).
         persons: whose each unit is, shape (n,); the empty name is a person of its own.
+        sides: which of two samples each unit is of, shape (n,); empty where there is one.
     """
 
     values: Values
     persons: Sequence[str]
+    sides: Sequence[str] = ()
 
 
 Readings = Mapping[str, Column]
@@ -69,16 +72,15 @@ def readings(terms: Sequence[Term], *, two_sided: bool = False, prefix: str = ""
         two_sided: whether a leakage below chance tells as much as one above.
         prefix: put before every name, so that several attacks can stand together.
     """
-    found: dict[str, tuple[list[float], list[str]]] = {}
+    found: dict[str, list[Term]] = {}
     for term in terms:
-        values, persons = found.setdefault(term.reading, ([], []))
-        values.append(term.value)
-        persons.append(term.person)
+        found.setdefault(term.reading, []).append(term)
     columns: dict[str, Column] = {}
-    for name, (values, persons) in found.items():
-        columns[f"{prefix}{name}"] = Column(np.asarray(values), persons)
+    for name, some in found.items():
+        values, persons, sides = (np.asarray([t.value for t in some]), [t.person for t in some], [t.side for t in some])
+        columns[f"{prefix}{name}"] = Column(values, persons, sides)
         if two_sided:
-            columns[f"{prefix}-{name}"] = Column(-np.asarray(values), persons)
+            columns[f"{prefix}-{name}"] = Column(-values, persons, sides)
     return columns
 
 
@@ -88,7 +90,7 @@ def names_of(columns: Sequence[Column]) -> list[str]:
 
 
 def parts_of(column: Column, persons: Mapping[str, int]) -> Floats:
-    """A column summed per person, shape (3, persons); all NaN where a term is not finite.
+    """A column summed per person, shape (4, persons); all NaN where a term is not finite.
 
     Args:
         column: the terms.
@@ -101,9 +103,12 @@ def parts_of(column: Column, persons: Mapping[str, int]) -> Floats:
     if len(values) != n or not n:
         raise DataError(f"{len(values)} terms of {n} persons do not fit each other: give one person per term")
     if not np.isfinite(values).all():
-        return np.full((3, len(persons)), math.nan)
+        return np.full((4, len(persons)), math.nan)
     place = np.fromiter((persons[name] for name in _named(column.persons)), dtype=np.int64, count=n)
-    rows = (np.maximum(values, 0.0), np.maximum(-values, 0.0), np.ones(n))
+    rows = [np.maximum(values, 0.0), np.maximum(-values, 0.0), np.ones(n)]
+    sides = np.asarray(column.sides or [""] * n)
+    of_sides = [np.asarray(sides == side, dtype=np.float64) for side in sorted(set(sides.tolist()))]
+    rows.append(max(of_sides, key=lambda row: few(np.bincount(place, weights=row), 0.95)))
     return np.stack([np.bincount(place, weights=row / n, minlength=len(persons)) for row in rows])
 
 
@@ -116,15 +121,15 @@ def person_mean(parts: Floats, level: float, *, twins: bool, lent: float = math.
     their correlation over persons. Wilson's limits have width where nothing leaked.
 
     Args:
-        parts: shape (3, persons).
+        parts: shape (4, persons).
         level: the confidence level.
         twins: whether anything is taken off anywhere; if not, 0 is taken off for certain.
         lent: the n to use where nothing varies: that of the undefended run.
     """
-    added = _share(parts[PLUS], parts[WEIGHT], level, lent)
+    added = _share(PLUS, parts, level, lent)
     if not twins:
         return added
-    off = _share(parts[MINUS], parts[WEIGHT], level, lent)
+    off = _share(MINUS, parts, level, lent)
     together = _correlation(*(_residuals(parts[row], parts[WEIGHT]) for row in (PLUS, MINUS)))
     value = added.value - off.value
 
@@ -148,7 +153,7 @@ def person_ratio(
     """The ratio of two means over the same persons with MOVER's limits.
 
     Args:
-        numerator: shape (3, persons).
+        numerator: shape (4, persons).
         denominator: likewise.
         level: the confidence level.
         twins: as `person_mean`.
@@ -169,10 +174,11 @@ def net_residuals(parts: Floats) -> Floats:
     return _residuals(parts[PLUS] - parts[MINUS], parts[WEIGHT])
 
 
-def _share(values: Floats, weights: Floats, level: float, lent: float) -> Bounded:
-    value, variance = _moments(values, weights)
+def _share(row: int, parts: Floats, level: float, lent: float) -> Bounded:
+    weights = parts[WEIGHT]
+    value, variance = _moments(parts[row], weights)
     if variance > 0.0:
-        level = few(weights, level)
+        level = few(parts[FEW], level)
     if variance > 0.0 and 0.0 < value < 1.0:
         n = value * (1.0 - value) / variance
     elif 0.0 <= value <= 1.0 + 1e-9:

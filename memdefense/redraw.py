@@ -40,14 +40,21 @@ def _noise_seen(seen: Floats, drawn: Floats) -> Floats:
 
 def _apart(leakage: Floats) -> tuple[Floats, Floats]:
     """How points differ from the mean point: as a whole, (K, L, 1[, R]), and beyond that on each unit."""
-    apart = leakage - leakage.mean(axis=1, keepdims=True)
-    whole = apart.mean(axis=2, keepdims=True)
+    apart = leakage - _mean(leakage, axis=1)
+    whole = _mean(apart, axis=2)
     return whole, apart - whole
+
+
+def _mean(values: Floats, *, axis: int) -> Floats:
+    """The mean of what is there, the axis kept; 0 where nothing is (numpy's nanmean would warn)."""
+    there = ~np.isnan(values)
+    total = np.nansum(values, axis=axis, keepdims=True)
+    return np.asarray(total / np.maximum(there.sum(axis=axis, keepdims=True), 1), dtype=np.float64)
 
 
 def _noisy(seen: Floats, noise: Floats) -> Floats:
     """The share of the spread seen that noise alone would make, at most 1, by reading, shape (K, 1, 1)."""
-    spread, alone = ((x**2).sum(axis=(1, 2), keepdims=True) for x in (seen, noise))
+    spread, alone = (np.nansum(x**2, axis=(1, 2), keepdims=True) for x in (seen, noise))
     alone = alone.mean(axis=-1)
     return np.asarray(np.minimum(alone / np.where(spread > 0.0, spread, np.inf), 1.0), dtype=np.float64)
 

@@ -24,7 +24,7 @@ from memdefense.persons import PLUS, WEIGHT, Column, RunTerms
 from memdefense.roc import auc, auc_terms
 from memdefense.selection import NOTHING
 
-_TAU, _COST = 5.0, 1.0
+_TAU = 5.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Truth:
         persons: how many there are.
         units: secrets of each.
         correlation: of two secrets of one person.
+        cost: mean utility cost of the arm's points, in percent.
+        cost_noise: the standard deviation of a run's cost.
     """
 
     base: float
@@ -51,6 +53,8 @@ class Truth:
     persons: int = 100
     units: int = 3
     correlation: float = 0.1
+    cost: float = 1.0
+    cost_noise: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +95,10 @@ def arms(rng: np.random.Generator, truth: Truth, effects: Sequence[float]) -> li
     persons = tuple(f"p{i}" for i in range(truth.persons))
     found = []
     for effect in effects:
-        parts = np.zeros((3, 1, 1 + truth.points, truth.seeds, truth.persons))
+        parts = np.zeros((4, 1, 1 + truth.points, truth.seeds, truth.persons))
         parts[PLUS, 0] = np.stack([undefended, *(hits(1.0 - effect) for _ in labels)])
-        parts[WEIGHT] = 1.0 / truth.persons
-        delta = np.full((1 + truth.points, truth.seeds), _COST)
+        parts[WEIGHT:] = 1.0 / truth.persons
+        delta = truth.cost + truth.cost_noise * rng.normal(size=(1 + truth.points, truth.seeds))
         delta[0] = 0.0
         found.append(Table((NOTHING, *labels), ("",), persons, parts, delta))
     return found
@@ -115,9 +119,13 @@ def tried(truth: Truth, effect: float, runs: int, *, seed: int = 0, resamples: i
         maximum without precaution, has no interval.
     """
     rng = np.random.default_rng(seed)
-    share = 1.0 - _COST / 20.0
+    share = 1.0 - truth.cost / 20.0
     truths = {"undefended": truth.base, "leakage": truth.base * (1.0 - effect)}
-    truths |= {"maxter": 100.0 * effect, "aurc": 100.0 * effect * share, "gain": 100.0 * effect * share}
+    truths |= {
+        "maxter": 100.0 * effect * (truth.cost <= _TAU),
+        "aurc": 100.0 * effect * share,
+        "gain": 100.0 * effect * share,
+    }
     found: dict[str, list[Estimated]] = {name: [] for name in truths}
     plain: list[float] = []
     for _ in range(runs):
@@ -188,7 +196,9 @@ def _cut(table: Table, resamples: int) -> Cut:
 def _plain(cut: Cut) -> float:
     """The maximum over the points' mean reductions."""
     kept = cut.leakage[0].mean(axis=-1)
-    return maxter([OperatingPoint(_COST, 100.0 * (1.0 - x / kept[0])) for x in kept[1:].tolist()], _TAU)
+    costs = cut.table.delta[1:].mean(axis=-1).tolist()
+    points = zip(costs, kept[1:].tolist(), strict=True)
+    return maxter([OperatingPoint(cost, 100.0 * (1.0 - x / kept[0])) for cost, x in points], _TAU)
 
 
 def _uncertain(estimate: Estimated) -> list[Estimated]:

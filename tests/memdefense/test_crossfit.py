@@ -98,9 +98,44 @@ def test_an_estimate_by_hand() -> None:
     assert found.value == pytest.approx(100 * (1 - 0.2 / 0.9))
     assert found.reductions == pytest.approx((75.0, 80.0))
     assert (found.scope, found.n) == ("seeds", 8)
-    # R = 2/9; a - R b is 0.1 - 0.8/9 and 0.1 - 1/9 = +-0.1/9, of standard error 0.1/9, over a mean b of 0.45.
-    half = 100 * stats.t.ppf(0.975, 1) * (0.1 / 9) / 0.45
-    assert found.run_limits == pytest.approx((found.value - half, found.value + half))
+    # Chosen and read on the same seeds: on both a, at a mean cost of 2, and 2/3 is gone; on seed 0 alone b, and all is;
+    # on seed 1 alone a, and 60 % is. So the pseudo-values are 2 * 200/3 - 60 and 2 * 200/3 - 100, and 20 their error.
+    half = stats.t.ppf(0.975, 1) * 20
+    assert found.run_limits == pytest.approx((found.value - half, 100.0))  # no more than all can be gone
+
+
+def test_seeds_on_which_nothing_is_done_do_not_make_the_others_agree() -> None:
+    # One run says that all is gone, one that nothing can be done: next to nothing is known.
+    found = cut_of([({"a": (cost, 0.0)}, 0.4) for cost in (1.0, 9.0)]).maxter(5.0)
+    assert found.chosen == (NOTHING, "a")
+    assert found.value == pytest.approx(50.0)
+    assert found.low < -500
+
+
+def test_runs_that_differ_in_cost_widen_an_area() -> None:
+    def width(costs: tuple[float, ...]) -> float:
+        found = cut_of([({"a": (cost, 0.01)}, 0.4) for cost in costs]).aurc()
+        return found.run_limits[1] - found.run_limits[0]
+
+    assert width((10.0, 10.0, 10.0)) == pytest.approx(0.0, abs=1e-9)
+    # Each percent of mean cost is a twentieth of the area: Student's t of the costs, 39/40 of a twentieth each.
+    costs = (7.0, 11.0, 12.0)
+    half = stats.t.ppf(0.975, 2) * stats.sem(costs) * 97.5 / 20
+    assert width(costs) == pytest.approx(2 * half)
+
+
+def test_an_arm_gains_nothing_over_itself_for_certain() -> None:
+    arm = [run({"a": (1.0, 0.1), "b": (2.0, 0.05)}, 0.4) for _ in range(3)]
+    arm = [
+        RunTerms(
+            {**one.points, "b": {**one.points["b"], "other": column(0.2)}},
+            one.deltas,
+            {**one.undefended, "other": column(0.3)},
+        )
+        for one in arm
+    ]
+    found = across_seeds(arm).gain(across_seeds(arm))
+    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
 
 
 def test_a_reading_is_not_clamped() -> None:
@@ -135,7 +170,7 @@ def test_budgets_at_which_nothing_is_done_add_no_width() -> None:
     cut = cut_of([({"a": (19.0, a)}, b) for a, b in ((0.04, 0.4), (0.05, 0.6), (0.06, 0.5))])
     area, above = cut.aurc(), cut.maxter(20.0)
     assert area.value == pytest.approx(90.0 / 20)
-    assert area.high - area.low == pytest.approx((above.high - above.low) / 20)
+    assert area.value - area.low == pytest.approx((above.value - above.low) / 20)
     never = cut_of([({"a": (50.0, 0.0)}, b) for b in (0.1, 0.7, 0.3)]).aurc()
     assert (never.value, never.low, never.high) == pytest.approx((0.0, 0.0, 0.0), abs=1e-9)
 

@@ -9,6 +9,7 @@ from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 from memdefense.attack import Term
 from memdefense.interval import Floats, design_effect, wilson
 from memdefense.persons import (
+    FEW,
     Column,
     independent_units,
     names_of,
@@ -34,9 +35,22 @@ def test_terms_are_sorted_by_reading_and_sign() -> None:
 
 def test_parts_are_sums_over_persons() -> None:
     found = parts(np.asarray([1.0, -0.5, 0.25, 0.0]), ["b", "a", "b", ""])
-    # Persons "\0" + place, a, b: what is added, what is taken off, the share of the units.
-    assert found.tolist() == [[0, 0, 1.25 / 4], [0, 0.5 / 4, 0], [1 / 4, 1 / 4, 2 / 4]]
+    # Persons "\0" + place, a, b: what is added, what is taken off, the share of the units, all on one side.
+    share = [1 / 4, 1 / 4, 2 / 4]
+    assert found.tolist() == [[0, 0, 1.25 / 4], [0, 0.5 / 4, 0], share, share]
     assert np.isnan(parts(np.asarray([math.nan, 1.0]), ["a", "b"])).all()
+
+
+def test_the_side_of_fewer_persons_decides_how_well_noise_is_known() -> None:
+    values = np.asarray([0.5, -0.5] * 10)
+    persons = [f"m{i}" for i in range(14)] + ["o1"] * 4 + ["o2"] * 2
+    sides = ["members"] * 14 + ["others"] * 6
+    found = parts_of(Column(values, persons, sides), {name: i for i, name in enumerate(sorted(set(persons)))})
+    assert found[FEW].tolist() == [0.0] * 14 + [4 / 20, 2 / 20]
+    one = parts_of(Column(values, persons), {name: i for i, name in enumerate(sorted(set(persons)))})
+    apart, together = (person_mean(some, 0.95, twins=True) for some in (found, one))
+    assert apart.value == together.value
+    assert apart.high - apart.low > 1.5 * (together.high - together.low)
 
 
 def test_a_rate_has_wilsons_limits_by_the_design_effect() -> None:

@@ -25,6 +25,20 @@ def test_differences_that_noise_explains_are_shrunk_and_others_kept() -> None:
     assert spreads[1] == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.parametrize("place", [1, 4, 9])
+def test_a_point_without_a_reading_changes_nothing_for_the_others(place: int) -> None:
+    rng = np.random.default_rng(3)
+    net = np.concatenate([points(rng, [0.0] * 9), points(rng, [0.0] * 9)])  # two readings
+    lacking = np.insert(net, place, 0.0, axis=1)
+    lacking[1, place] = np.nan
+    homes = np.zeros(200, dtype=np.int64)
+    without, drawn = (redrawn(given, homes, resamples=300, seed=0) for given in (net, lacking))
+    assert np.isnan(drawn[1, place]).all()
+    assert np.delete(drawn, place, axis=1)[1] == pytest.approx(without[1])
+    empty = np.full_like(net, np.nan)
+    assert np.isnan(redrawn(empty, homes, resamples=3, seed=0)).all()
+
+
 def test_doing_nothing_and_single_points_are_drawn_as_they_are() -> None:
     net = points(np.random.default_rng(2), [1.0, 0.5])
     homes = np.arange(200, dtype=np.int64) % 5

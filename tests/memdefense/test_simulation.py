@@ -47,6 +47,14 @@ def test_intervals_are_not_wide_for_safety() -> None:
         assert 0.90 <= np.mean([cell[name].coverage for cell in found]) <= 0.98, name
 
 
+@pytest.mark.parametrize(("seeds", "cost", "spread"), [(2, 10.0, 3.0), (3, 10.0, 3.0), (3, 2.0, 1.0), (5, 10.0, 3.0)])
+def test_what_a_run_costs_is_noise_too(seeds: int, cost: float, spread: float) -> None:
+    found = tried(Truth(0.22, 0.05, seeds, points=1, cost=cost, cost_noise=spread), 0.97, 80, resamples=30)
+    for name in ("aurc", "gain"):
+        assert found[name].mean == pytest.approx(found[name].truth, abs=4), name
+        assert found[name].coverage >= 0.83, name
+
+
 def test_neither_kind_of_noise_is_enough_alone() -> None:
     found = tried(Truth(0.6, 0.2, 3), 0.5, 80, resamples=60)["maxter"]
     assert found.sample_coverage < 0.8 < found.coverage
