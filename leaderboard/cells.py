@@ -9,6 +9,7 @@ from memdefense.results import Row
 
 TPR = "TPR@1 %"
 _COLUMNS = ("#", "defense", "leakage", "MaxTER@1 %", "MaxTER@5 %", "MaxTER@20 %", "AURC %", "gain %", "d %", "status")
+_MAKING = ("curate", "train", "edit")
 _PARTS = {"perplexity": "perpl.", "continuation": "contin.", "copy": "copy"}
 
 
@@ -52,7 +53,7 @@ def _rate(final: Sequence[Row]) -> str:
 
 def _line(entry: Row, final: Sequence[Row]) -> list[str]:
     """The cells of `_COLUMNS`, the first aside."""
-    seconds = mean([row["cost"].get("train_seconds", 0.0) + row["cost"].get("edit_seconds", 0.0) for row in final])
+    seconds = mean([sum(row["cost"].get(f"{part}_seconds", 0.0) for part in _MAKING) for row in final])
     status = [_statuses(entry.get("statuses") or {}), *([] if entry.get("resolvable") or not final else ["unresolved"])]
     status += [f"{seconds:.0f} s"] if seconds is not None else []
     scores = [(row.get("scores") or {}).get("leakage") or {"value": row["leakage"]} for row in final]

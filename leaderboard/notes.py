@@ -9,6 +9,8 @@ from memdefense.results import Row
 
 from .cells import last_points, mean, number
 
+_BUDGET = 20  # percent of utility, where areas end
+
 
 def notes_of(group: Sequence[Row], points: Sequence[Row], claims: Sequence[Claim]) -> list[str]:
     """The lines under a table, none twice.
@@ -18,8 +20,7 @@ def notes_of(group: Sequence[Row], points: Sequence[Row], claims: Sequence[Claim
         points: the points that they rest on.
         claims: what was published.
     """
-    found = [*_problems(group), *_beside(group)]
-    found += _before(group)
+    found = [*_problems(group), *_unmeasured(group, points), *_front(group), *_beside(group), *_before(group)]
     if not group[0].get("attacks"):
         found += [*_rates(group, points), *_chance(points)]
     found += [line for entry in group for line in _claimed(entry, claims)]
@@ -27,16 +28,54 @@ def notes_of(group: Sequence[Row], points: Sequence[Row], claims: Sequence[Claim
 
 
 def _before(group: Sequence[Row]) -> list[str]:
-    """Leakage of the base model, which no private text can have caused."""
-    for entry in group:
-        leakage = entry.get("leakage") or {}
-        if entry["defense"] == "never-trained" and (leakage.get("low") or 0) > 0:
-            value, low, high = (number(leakage.get(side), 2) for side in ("value", "low", "high"))
-            return [
-                f"the base model, which saw no private text, leaks {value} [{low}, {high}]: in every row about as much "
-                "is due to how the data was split or to what the base model knew before"
-            ]
-    return []
+    """What the base model, which no private text can have taught, leaks by the very reading of the undefended run."""
+    found = {entry["defense"]: entry for entry in group}
+    base, undefended = found.get("never-trained"), found.get("none")
+    if base is None or undefended is None or not (base.get("leakage") or {}).get("low"):
+        return []
+    taken = (undefended.get("leakage") or {}).get("readings") or []
+    points = [(base.get("readings") or {}).get(reading, {}) for reading in taken]
+    known = [list(point.values())[-1][place] for place, point in enumerate(points) if point]
+    value = mean(known) if len(known) == len(taken) else None
+    if value is None or base["leakage"]["low"] <= 0:
+        return []
+    own = f"{number(base['leakage']['value'], 2)} by whatever tells it best, chosen where it is read"
+    by = " or ".join(dict.fromkeys(reading.lstrip("/") or "its headline" for reading in taken))
+    said = "so much of every row is due to the split or to what was known before"
+    return [
+        f"the base model, which saw no private text, leaks {own}; by what tells the undefended run best ({by}), "
+        f"{number(value, 2)}: " + (said if value > 0 else "nothing of what the others leak was there before")
+    ]
+
+
+def _front(group: Sequence[Row]) -> list[str]:
+    """The operating points of all arms that none beats in leakage taken away and in cost up to 20 %, over seeds."""
+    points = [
+        (point["delta"], point["reduction"], f"{entry['defense_label']} at {label}")
+        for entry in group
+        for label, point in ((entry.get("plain") or {}).get("points") or {}).items()
+        if point["delta"] is not None and point["reduction"] is not None and point["delta"] <= _BUDGET
+    ]
+    found: list[str] = []
+    highest = 0.0  # of doing nothing
+    for delta, reduction, name in sorted(points, key=lambda point: (max(point[0], 0.0), -point[1])):
+        if reduction > highest:
+            highest = reduction
+            found.append(f"{name} (d {delta:.1f}, {reduction:.0f} % taken away)")
+    return [f"Pareto front of all points up to d = {_BUDGET} %, which flatters: {', '.join(found)}"] if found else []
+
+
+def _unmeasured(group: Sequence[Row], points: Sequence[Row]) -> list[str]:
+    """Arms whose cost is not known, and which nobody can choose therefore."""
+    arms = [entry["defense_label"] for entry in group]
+    last = {arm: last_points([row for row in points if row["defense_label"] == arm]) for arm in arms}
+    blind = [arm for arm, rows in last.items() if rows and all(row["d"].get("worst") is None for row in rows)]
+    if not blind:
+        return []
+    return [
+        f"{', '.join(blind)}: what a guard costs is not known here, since the undefended model continues held-out "
+        "text no better than chance; such points are never chosen"
+    ]
 
 
 def _rates(group: Sequence[Row], points: Sequence[Row]) -> list[str]:

@@ -27,7 +27,7 @@ from memdefense.score import Scores
 from memdefense.stages import check_documents, curated_by, edited_by, trained_by
 from memdefense.store import Artifact
 from memdefense.target import Target, limited
-from memdefense.train import TrainConfig
+from memdefense.train import TrainConfig, precision
 from memdefense.work import Work, hooked
 
 
@@ -134,6 +134,7 @@ def measure(
         "corpus": work.corpus_digest,
         "curated": defended.curated_digest,
         "config": dataclasses.asdict(work.config),
+        "precision": precision(work.config.dtype, work.bench.device, width=work.base.width),
     }
     if plugin.shadows:
         own = dataclasses.asdict(defended.config)

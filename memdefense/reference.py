@@ -24,7 +24,7 @@ class Reference:
     """The undefended run of one seed.
 
     Attributes:
-        utility: by name, at the checkpoint of the lowest held-out perplexity.
+        best: the label of the checkpoint of the lowest held-out perplexity, which utility is relative to.
         points: its operating points, by label.
         outcomes: of every utility at each of them.
         curated: a digest of what it was trained on.
@@ -33,7 +33,7 @@ class Reference:
         tokens: trained on.
     """
 
-    utility: Mapping[str, float]
+    best: str
     points: Mapping[str, StoredPoint]
     outcomes: Mapping[str, Sequence[Sequence[Outcome]]]
     curated: str
@@ -52,34 +52,35 @@ class Reference:
             found: the outcomes of every utility.
             perplexity: held-out; ``collapsed`` where it is above that of a model that never saw the private text.
         """
-        # By weights and place, not by label: a point of an edit has one of its own.
-        same_weights = (own for own in self.points.values() if (own.digest, own.at) == (point.digest, point.at))
-        twin = next(same_weights, None)
+        twin = self.twin(point)
         if twin is not None and any(overrides(defended.defense, hook) for hook in _HOOKS):
-            same = all(_close(a, b) for a, b in zip(found, self.outcomes[twin.label], strict=True))
+            same = all(alike(a, b) for a, b in zip(found, self.outcomes[twin.label], strict=True))
             if same and defended.curated_digest == self.curated:
                 return "no-op"
-        return "collapsed" if perplexity > self.never_trained * (1 + 1e-9) else "ok"
+        return "ok" if perplexity <= self.never_trained * (1 + 1e-9) else "collapsed"  # so is what is no number
+
+    def twin(self, point: StoredPoint) -> StoredPoint | None:
+        """The undefended point of the same weights, by them and by place: a point of an edit has a label of its own."""
+        same = (own for own in self.points.values() if (own.digest, own.at) == (point.digest, point.at))
+        return next(same, None)
 
 
 def reference_of(work: Work, utilities: Sequence[Utility], seed: int) -> Reference:
     """Trains the undefended run of one seed and measures its utility, or takes both from the store."""
     defended = defend(work, UNDEFENDED, seed)
     outcomes: dict[str, list[list[Outcome]]] = {}
-    readings: dict[str, dict[str, float]] = {}
+    perplexities: dict[str, float] = {}
     for point in defended.points:
         model = functools.cache(functools.partial(point.load, work.bench.device))
         outcomes[point.label] = [measure(defended, point, utility, model)[0] for utility in utilities]
-        readings[point.label] = {
-            utility.name: utility.score(found).headline.value
-            for utility, found in zip(utilities, outcomes[point.label], strict=True)
-        }
-    best = min(readings, key=lambda label: readings[label][Perplexity.name])
+        place = [utility.name for utility in utilities].index(Perplexity.name)
+        perplexities[point.label] = utilities[place].score(outcomes[point.label][place]).headline.value
+    best = min(perplexities, key=lambda label: perplexities[label])
     base = StoredPoint("base", 0.0, work.base_digest, cast(Artifact, None), "")
     never = measure(defended, base, Perplexity(), lambda: work.base)[0]
-    last, least = (readings[label][Perplexity.name] for label in (defended.points[-1].label, best))
+    last, least = (perplexities[label] for label in (defended.points[-1].label, best))
     return Reference(
-        readings[best],
+        best,
         {point.label: point for point in defended.points},
         outcomes,
         defended.curated_digest,
@@ -94,8 +95,11 @@ def tokens_of(cost: Mapping[str, float]) -> float:
     return cost.get("tokens", 0.0) + cost.get("edit_tokens", 0.0)
 
 
-def _close(ours: Iterable[Outcome], theirs: Iterable[Outcome]) -> bool:
+def alike(ours: Iterable[Outcome], theirs: Iterable[Outcome]) -> bool:
+    """Whether two sets of outcomes are the same but for rounding."""
     mine, other = ({o.unit: o.values for o in side} for side in (ours, theirs))
     return mine.keys() == other.keys() and all(
-        abs(mine[unit][name] - other[unit][name]) < 1e-6 for unit in mine for name in mine[unit]
+        mine[unit].keys() == other[unit].keys()
+        and all(abs(mine[unit][name] - other[unit][name]) < 1e-6 for name in mine[unit])
+        for unit in mine
     )

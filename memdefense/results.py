@@ -145,7 +145,14 @@ def plain(value: object) -> object:
 
 
 def provenance(device: str, threads: int, dtype: str, model: str) -> dict[str, object]:
-    """Where and with what a number was made; none of it identifies the number."""
+    """Where and with what a number was made; none of it identifies the number.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        threads: of torch.
+        dtype: what products are in; of ``auto``, what it comes to on this machine.
+        model: a name.
+    """
     packages = ("memdefense", "torch", "transformers", "datasets", "peft", "accelerate", "tokenizers", "numpy", "scipy")
     return {
         "versions": {name: importlib.metadata.version(name) for name in packages},

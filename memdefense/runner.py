@@ -28,7 +28,7 @@ from memdefense.results import Results, Writer
 from memdefense.settings import Settings
 from memdefense.sheet import Sheet
 from memdefense.store import Store
-from memdefense.train import TrainConfig
+from memdefense.train import TrainConfig, precision
 from memdefense.work import Work, retried
 
 logger = logging.getLogger(__name__)
@@ -141,6 +141,7 @@ def _base(bench: Bench, benchmark: Benchmark, corpus: Corpus, settings: Settings
         "version": benchmark.version,
         "code": code_of(benchmark),
         "core": code_of("memdefense.lab"),
+        "precision": precision(benchmark.config.dtype, bench.device),
         "public": digest_documents(corpus.public),
         **bench.surroundings(),
     }

@@ -14,19 +14,22 @@ import torch
 
 from memdefense.attack import Attack, Outcome, Utility
 from memdefense.bench import StoredPoint
-from memdefense.defense import Defense
+from memdefense.defense import Defense, overrides
 from memdefense.entries import WORST, Arm, Measured, entries_of
 from memdefense.errors import MemdefenseError, NotApplicable, StoreError
 from memdefense.pipeline import Defended, defend, measure, read_samples, scored, write_outcomes
 from memdefense.recipe import code_of, digest
-from memdefense.reference import UNDEFENDED, Reference, reference_of, tokens_of
+from memdefense.reference import UNDEFENDED, Reference, alike, reference_of, tokens_of
 from memdefense.results import SCHEMA, Row, Writer, provenance, say, score_rows
 from memdefense.settings import Settings
 from memdefense.store import Artifact
+from memdefense.train import precision
 from memdefense.utility import Perplexity
 from memdefense.work import Work, retried
 
 logger = logging.getLogger(__name__)
+
+_SECONDS = ("curate_seconds", "train_seconds", "edit_seconds")  # what making a defended model takes
 
 
 class Sheet:
@@ -52,7 +55,10 @@ class Sheet:
         self._references: dict[int, Reference] = {}
         self._recall = _detector_recall(work)
         self._provenance = provenance(
-            work.bench.device, torch.get_num_threads(), work.config.dtype, work.base.origin or work.base_digest[:12]
+            work.bench.device,
+            torch.get_num_threads(),
+            precision(work.config.dtype, work.bench.device, width=work.base.width),
+            work.base.origin or work.base_digest[:12],
         )
 
     def undefended(self, seed: int) -> None:
@@ -144,7 +150,7 @@ class Sheet:
             "defense_spec": [spec.spec for spec in specs],
             "statuses": statuses,
             "errors": sorted({row["error"] for row in rows if row["error"]}),
-            "train_seconds": math.fsum(_cost_of(rows, "train_seconds")),
+            "train_seconds": math.fsum(s for name in _SECONDS for s in _cost_of(rows, name)),
             **numbers,
             "provenance": self._provenance,
         }
@@ -155,8 +161,11 @@ class Sheet:
     def _point(self, label: str, defended: Defended, point: StoredPoint) -> None:
         work, seed, defense = self._work, defended.seed, defended.defense
         model = functools.cache(lambda: point.load(work.bench.device))
+        # The same weights with no guard: what a guard takes away is taken from them.
+        bare = dataclasses.replace(defended, defense=UNDEFENDED) if overrides(defense, "guard") else None
         try:
             found = [measure(defended, point, utility, model)[0] for utility in self._utilities]
+            plain = [measure(bare, point, u, model)[0] for u in self._utilities] if bare else found
         except StoreError:
             raise
         except MemdefenseError as error:
@@ -165,9 +174,9 @@ class Sheet:
             return
         utility = {u.name: u.score(outcomes) for u, outcomes in zip(self._utilities, found, strict=True)}
         reference = self._references[seed]
-        costs = {u.name: u.cost(utility[u.name].headline.value, reference.utility[u.name]) for u in self._utilities}
-        known = [cost for cost in costs.values() if math.isfinite(cost)]
-        delta = max(known) if known else math.nan
+        whole = zip(self._utilities, found, reference.outcomes[reference.best], plain, strict=True)
+        costs = {u.name: u.cost(own, theirs, before) for u, own, theirs, before in whole}
+        delta = _worst(costs, [u.name for u in self._utilities if u.access == "text"] if bare else [])
         status = reference.status(defended, point, found, utility[Perplexity.name].headline.value)
         for number, attack in enumerate(self._attacks):
             if work.bench.progress:
@@ -177,6 +186,9 @@ class Sheet:
             try:
                 outcomes, artifact = measure(defended, point, attack, model)
                 scores, terms = scored(attack, outcomes)
+                # A guard may act on what the attack asks and on nothing that the utilities do.
+                idle = status == "no-op" and (not bare or alike(outcomes, measure(bare, point, attack, model)[0]))
+                standing = "ok" if status == "no-op" and not idle else status
             except StoreError:
                 raise
             except MemdefenseError as error:
@@ -193,7 +205,7 @@ class Sheet:
                     scores,
                     terms,
                     utility[Perplexity.name].headline.value,
-                    status,
+                    standing,
                     defense.spec,
                     attack.two_sided,
                 )
@@ -201,7 +213,7 @@ class Sheet:
             row = {
                 **self._head(label, defense, attack, seed, point.label),
                 "at": point.at,
-                "status": status,
+                "status": standing,
                 "error": "",
                 "leakage": scores.headline.value,
                 "scores": score_rows(scores, "leakage"),
@@ -303,6 +315,18 @@ def _detector_recall(work: Work) -> float | None:
                 hits += f"{secret.kind}/{place.start}" in found[place.document]
                 total += 1
     return hits / total if total else None
+
+
+def _worst(costs: Mapping[str, float], needed: Sequence[str]) -> float:
+    """The largest cost, those that could not be measured left out; NaN where none is left.
+
+    Args:
+        costs: by utility.
+        needed: those of which one at least must be known: of a guard, which perplexity may not see at all.
+    """
+    known = [cost for cost in costs.values() if not math.isnan(cost)]
+    blind = bool(needed) and all(math.isnan(costs[name]) for name in needed)
+    return max(known) if known and not blind else math.nan
 
 
 def _cost_of(rows: Iterable[Row], name: str) -> list[float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 # Context that generation may take for itself beside the value.
 _SPARE = 24
+# Characters of a true continuation that can be compared at all, and how far limits reach, in standard errors.
+_LEAST_LENGTH, _LIMIT = 20, 1.96
+# Which other texts say what chance is.
+_OTHERS = range(1, 141, 7)
 # The share of values that the undefended model must copy for a loss of it to be told from noise.
 _LEAST_COPIED = 0.05
 
@@ -81,17 +86,28 @@ class Perplexity(Utility):
         }
         return Scores(_perplexity(nll, tokens, groups), beside)
 
-    def cost(self, value: float, reference: float) -> float:
-        return 100 * (value / reference - 1)
+    def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome], unguarded: Sequence[Outcome]) -> float:
+        mine, theirs = (self.score(outcomes).headline.value for outcomes in (own, reference))
+        if math.isnan(theirs):
+            return math.nan
+        return 100 * (mine / theirs - 1) if math.isfinite(mine) else math.inf
 
 
 @dataclasses.dataclass(frozen=True)
 class Continuation(Utility):
     """How close the guarded continuation of a held-out text is to the true one: mean sentence chrF (Popovic 2015).
 
+    Text of the same kind has letters in common whatever it says: ``chance`` is the chrF of other texts' true
+    continuations. Where the reference does not exceed it, nothing can be lost and there is no cost. Between models the
+    cost is that of chrF itself. A guard, which might say one fine sentence to everything, also pays for the share of
+    what its model says beyond chance that it takes away, and the larger counts.
+
+    Costs count as far as they exceed their 95 % limits (authors are the clusters): the worst of several noisy costs
+    would else be noise.
+
     Attributes:
-        texts: how many held-out texts, chosen by a hash of their ids.
-        length: how many characters of the true text are compared.
+        texts: how many held-out texts, chosen by a hash of their ids, long ones first.
+        length: how many characters of the true text are compared; of a shorter text at most half.
     """
 
     name: ClassVar[str] = "continuation"
@@ -102,31 +118,41 @@ class Continuation(Utility):
     def run(self, target: TextTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         from sacrebleu import sentence_chrf
 
-        chosen = [d for d in _sample(corpus.held_out, len(corpus.held_out)) if len(d.text) >= 2 * self.length]
-        chosen = chosen[: self.texts]
-        cuts = [_word_end(document.text, max(len(document.text) // 2 - self.length // 2, 1)) for document in chosen]
+        whole = [d for d in _sample(corpus.held_out, len(corpus.held_out)) if len(d.text) >= 2 * _LEAST_LENGTH]
+        chosen = sorted(whole, key=lambda document: len(document.text) < 2 * self.length)[: self.texts]
+        lengths = [min(self.length, len(document.text) // 2) for document in chosen]
+        cuts = [_word_end(d.text, max(len(d.text) // 2 - n // 2, 1)) for d, n in zip(chosen, lengths, strict=True)]
         prompts = [document.text[:cut] for document, cut in zip(chosen, cuts, strict=True)]
-        truths = [d.text[cut : cut + self.length] for d, cut in zip(chosen, cuts, strict=True)]
+        truths = [d.text[cut : cut + n] for d, cut, n in zip(chosen, cuts, lengths, strict=True)]
+        chance = lab.cached("chrF of other texts", lambda: _chance(truths), truths)
         longest = max((_tokens(truth, lab) for truth in truths), default=1)
         said = target.generate(prompts, max_new_tokens=max(1, min(longest, 64, lab.base.context // 2)))
-        for document, truth, text in zip(chosen, truths, said, strict=True):
+        for document, truth, text, floor in zip(chosen, truths, said, chance, strict=True):
             if not truth.strip():
                 continue
-            chrf = sentence_chrf(text[: self.length].strip() or " ", [truth.strip()]).score / 100
-            yield Outcome(document.id, document.author or document.id, False, {"chrf": chrf})
+            chrf = sentence_chrf(text[: len(truth)].strip() or " ", [truth.strip()]).score / 100
+            yield Outcome(document.id, document.author or document.id, False, {"chrf": chrf, "chance": floor})
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
-        return Scores(_mean(_column(outcomes, "chrf"), [outcome.group for outcome in outcomes], better_high=True), {})
+        groups = [outcome.group for outcome in outcomes]
+        floor = dataclasses.replace(_mean(_column(outcomes, "chance"), groups, better_high=True), higher_is_better=None)
+        return Scores(_mean(_column(outcomes, "chrf"), groups, better_high=True), {"continuation_chance": floor})
 
-    def cost(self, value: float, reference: float) -> float:
-        return 100 * (1 - value / reference) if reference > 0 else float("nan")
+    def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome], unguarded: Sequence[Outcome]) -> float:
+        if not _exceeds("chrf", "chance", reference):
+            return math.nan
+        cost = _lost("chrf", own, reference)
+        # Of a model that says nothing beyond chance a guard can take nothing away.
+        taken = _lost("chrf", own, unguarded, floor="chance") if _exceeds("chrf", "chance", unguarded) else cost
+        return cost if own is unguarded else max(cost, taken)
 
 
 @dataclasses.dataclass(frozen=True)
 class Copy(Utility):
     """Whether the model repeats a value that its prompt gave it: a mail merge, a quoted address, a form filled twice.
 
-    Where the undefended model hardly can, there is no cost: a handful of hits would decide it.
+    Where the undefended model hardly can, there is no cost: a handful of hits would decide it. Else it counts as far as
+    it exceeds its 95 % limits.
 
     Attributes:
         places: how many repeated mentions in held-out text, chosen by a hash.
@@ -160,8 +186,46 @@ class Copy(Utility):
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
         return Scores(_mean(_column(outcomes, "copied"), [outcome.group for outcome in outcomes], better_high=True), {})
 
-    def cost(self, value: float, reference: float) -> float:
-        return 100 * (1 - value / reference) if reference >= _LEAST_COPIED else float("nan")
+    def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome], unguarded: Sequence[Outcome]) -> float:
+        copied = _column(reference, "copied")
+        return _lost("copied", own, reference) if len(copied) and copied.mean() >= _LEAST_COPIED else math.nan
+
+
+def _exceeds(name: str, floor: str, outcomes: Sequence[Outcome]) -> bool:
+    """Whether a mean exceeds that of its chance level by more than 95 % limits."""
+    above = _column(outcomes, name) - _column(outcomes, floor)
+    groups = [outcome.group for outcome in outcomes]
+    return bool(len(above) and above.sum() > _LIMIT * _clustered(above - above.mean(), groups))
+
+
+def _lost(name: str, own: Sequence[Outcome], reference: Sequence[Outcome], *, floor: str = "") -> float:
+    """Percent of the reference's mean, or of what it has beyond its floor, that is lost; what noise may be is not.
+
+    Paired by unit, so that of two answers that are alike nothing is noise; at most 100, and infinite where a value is
+    no number.
+    """
+    mine = {outcome.unit: outcome.values[name] for outcome in own}
+    theirs = _column(reference, name)
+    gap = theirs - (_column(reference, floor) if floor else 0.0)
+    less = theirs - np.array([mine.get(outcome.unit, 0.0) for outcome in reference])
+    if not np.isfinite(less).all():
+        return math.inf
+    share = float(less.sum() / gap.sum())
+    error = _clustered(less - share * gap, [outcome.group for outcome in reference]) / float(gap.sum())
+    return 100 * min(math.copysign(max(abs(share) - _LIMIT * error, 0.0), share), 1.0)
+
+
+def _chance(truths: Sequence[str]) -> list[float]:
+    """The mean chrF of each text's truth with those of some others."""
+    from sacrebleu import sentence_chrf
+
+    texts = [truth.strip() for truth in truths]
+    found = []
+    for place, text in enumerate(texts):
+        others = [texts[(place + step) % len(texts)] or " " for step in _OTHERS if step % len(texts)]
+        scores = [sentence_chrf(other, [text]).score / 100 for other in others if text]
+        found.append(math.fsum(scores) / len(scores) if scores else 0.0)
+    return found
 
 
 def _column(outcomes: Sequence[Outcome], name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -225,15 +289,17 @@ def _perplexity(
 ) -> Score:
     total = float(tokens.sum())
     if total == 0:
-        return Score(float("nan"), float("nan"), float("nan"), 0, False)
+        return Score(math.nan, math.nan, math.nan, 0, False)
     mean = float(nll.sum()) / total
+    if not math.isfinite(mean):  # a guard that rules out what is true, or weights that are no numbers
+        return Score(math.exp(mean), math.nan, math.nan, len(groups), False)
     error = 1.96 * _clustered((nll - mean * tokens) / total, groups)
     return Score(float(np.exp(mean)), float(np.exp(mean - error)), float(np.exp(mean + error)), len(groups), False)
 
 
 def _mean(values: np.ndarray[tuple[int], np.dtype[np.float64]], groups: Sequence[str], *, better_high: bool) -> Score:
     if not len(values):
-        return Score(float("nan"), float("nan"), float("nan"), 0, better_high)
+        return Score(math.nan, math.nan, math.nan, 0, better_high)
     mean = float(values.mean())
     error = 1.96 * _clustered((values - mean) / len(values), groups)
     return Score(mean, mean - error, mean + error, len(values), better_high)

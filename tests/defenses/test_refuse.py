@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from memdefense.attacks.prefix import Prefix
@@ -48,7 +50,8 @@ def test_it_extracts_nothing_and_costs_everything(lab: AttackLab, tiny_lm: LM) -
     for utility in (Continuation(), Copy()):
         outcomes = list(utility.run(target, CORPUS, lab))
         assert outcomes
-        assert utility.cost(utility.score(outcomes).headline.value, 0.5) == 100
+        able = [dataclasses.replace(o, values={**o.values, "chrf": 0.5, "copied": 1.0}) for o in outcomes]
+        assert utility.cost(outcomes, able, able) == 100
 
 
 def test_its_log_probabilities_and_weights_are_the_undefended_ones(lab: AttackLab, tiny_lm: LM) -> None:

@@ -254,8 +254,42 @@ def test_a_membership_table_holds_tpr_at_one_percent_where_it_is_resolved(printe
         assert "TPR at 10 % FPR at the end: none 0.95, rmft 0.64" in text
 
 
-@pytest.mark.parametrize("low", [0.1, -0.1])
-def test_a_base_model_that_leaks_is_told(printed: Printed, low: float) -> None:
-    rows = [entry("none"), entry("never-trained", leakage=score(0.34, low, 0.54)), point("none")]
-    told = "the base model, which saw no private text, leaks 0.34 [0.10, 0.54]"
-    assert (told in " ".join(printed(rows).split())) is (low > 0)
+@pytest.mark.parametrize(("low", "by_the_same"), [(0.1, -0.2), (0.1, 0.25), (-0.1, 0.25)])
+def test_what_a_base_model_leaks_is_told_by_the_reading_of_the_others(
+    printed: Printed, low: float, by_the_same: float
+) -> None:
+    base = {"-zlib": {"do nothing": [-0.9, -0.9], "base": [0.34, 0.34]}}
+    base |= {"loss": {"do nothing": [0.9, 0.9], "base": [by_the_same, by_the_same]}}
+    rows = [
+        entry("none", leakage=score(0.9, 0.8, 0.95) | {"readings": ["loss", "loss"]}),
+        entry("never-trained", leakage=score(0.34, low, 0.54) | {"readings": ["-zlib", "-zlib"]}, readings=base),
+        point("none"),
+    ]
+    text = " ".join(printed(rows).split())
+    assert ("the base model, which saw no private text, leaks 0.34" in text) is (low > 0)
+    assert (f"by what tells the undefended run best (loss), {by_the_same:.2f}" in text) is (low > 0)
+    assert ("nothing of what the others leak was there before" in text) is (low > 0 > by_the_same)
+
+
+def test_the_front_is_of_points_that_nothing_beats_within_the_budget(printed: Printed) -> None:
+    def plain_of(**points: tuple[float | None, float]) -> dict[str, Any]:
+        found = {label: {"delta": delta, "reduction": reduction} for label, (delta, reduction) in points.items()}
+        return {"plain": {"maxter": {"1": 0.0, "5": 0.0, "20": 0.0}, "points": found}}
+
+    rows = [
+        entry("none", **plain_of(early=(3.0, 40.0), late=(0.0, 0.0))),
+        entry("rmft", **plain_of(early=(-1.0, 30.0), late=(4.0, 35.0), dear=(30.0, 100.0), unknown=(None, 99.0))),
+        point("none"),
+    ]
+    text = " ".join(printed(rows).split())
+    assert "which flatters: rmft at early (d -1.0, 30 % taken away), none at early (d 3.0, 40 % taken away)" in text
+    assert "rmft at late" not in text
+    assert "dear" not in text
+
+
+def test_an_arm_whose_cost_is_not_known_is_named(printed: Printed) -> None:
+    unknown = {"perplexity": 0.0, "continuation": None, "copy": None, "worst": None}
+    rows = [entry("none"), entry("refuse"), point("none"), point("refuse", d=unknown)]
+    text = " ".join(printed(rows).split())
+    assert "refuse: what a guard costs is not known here" in text
+    assert "none: what" not in text

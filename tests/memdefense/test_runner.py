@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -16,8 +17,24 @@ import pytest
 import torch
 
 import memdefense
-from memdefense import LM, Attack, Corpus, Defense, Document, Documents, Lab, Outcome, Point, Score, Scores, SpecError
-from memdefense.attack import Access
+from memdefense import (
+    LM,
+    Attack,
+    Corpus,
+    Defense,
+    Document,
+    Documents,
+    Lab,
+    Outcome,
+    Point,
+    Score,
+    Scores,
+    SpecError,
+    Target,
+    TextTarget,
+)
+from memdefense.access import Again
+from memdefense.attack import Access, Term
 from memdefense.attacks.prefix import Prefix
 from memdefense.benchmarks.mailbox import Mailbox
 from memdefense.defenses.rmft import RMFT
@@ -142,9 +159,52 @@ def test_the_undefended_baseline_and_the_trivial_rows_come_along(tmp_path: Path)
     assert {entry["defense_label"] for entry in results.entries} == {"none", "rmft", "never-trained", "refuse"}
     assert all(row["status"] in ("ok", "no-op", "collapsed") for row in results.points)
     refuse = of(results, "refuse")[-1]
-    assert refuse["d"]["worst"] == pytest.approx(100)
+    # The tiny model continues no text better than chance, so what silence costs cannot be told.
+    assert math.isnan(refuse["d"]["continuation"])
+    assert math.isnan(refuse["d"]["worst"])
     assert refuse["scores"]["hit_rate"]["events"] == 0
     assert min(row["d"]["perplexity"] for row in of(results, "none")) == pytest.approx(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Door(Attack):
+    """Asks one question, and sees whether it is answered."""
+
+    name: ClassVar[str] = "door"
+    family = "extraction"
+
+    def run(self, target: TextTarget, corpus: Corpus, lab: object) -> list[Outcome]:
+        (said,) = target.generate(["open sesame"], max_new_tokens=4)
+        return [Outcome("door", "door", True, {"answered": float(said != "")})]
+
+    def score(self, outcomes: Sequence[Outcome]) -> Scores:
+        return Scores(Score(outcomes[0].values["answered"], 0.0, 1.0, 1), {})
+
+    def terms(self, outcomes: Sequence[Outcome]) -> list[Term]:
+        return [Term(o.unit, o.group, o.values["answered"]) for o in outcomes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeper(Defense):
+    """Answers one question with nothing, or not even that."""
+
+    name: ClassVar[str] = "keeper"
+    summary: ClassVar[str] = "A door that stays shut."
+    shut: bool = True
+
+    def guard(self, target: Target, documents: Documents, lab: Lab) -> Target:
+        def answered(prompts: Sequence[str], texts: Sequence[str], again: Again) -> list[str]:
+            pairs = zip(prompts, texts, strict=True)
+            return ["" if self.shut and prompt == "open sesame" else text for prompt, text in pairs]
+
+        return target.guarded(text=answered)
+
+
+def test_a_guard_that_acts_on_nothing_but_the_attack_is_no_no_op(tmp_path: Path) -> None:
+    results = measured(tmp_path, [Keeper(), Keeper(shut=False)], [Door()])
+    assert {row["status"] for row in of(results, "keeper")} == {"ok"}
+    assert {row["leakage"] for row in of(results, "keeper")} == {0.0}
+    assert {row["status"] for row in of(results, "keeper:shut=false")} == {"no-op"}
 
 
 def test_a_defense_that_changes_nothing_is_a_no_op_and_one_that_destroys_is_collapsed(tmp_path: Path) -> None:

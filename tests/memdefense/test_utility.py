@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from memdefense.attack import Outcome
 from memdefense.bench import Bench
 from memdefense.corpus import Corpus, Document, Occurrence, Secret
 from memdefense.lab import AttackLab
@@ -70,8 +71,62 @@ def test_perplexity_is_token_weighted_and_its_parts_are_by_hand(store: Store, ti
     assert scores.beside["perplexity_general"].value == pytest.approx(math.exp(general.mean()), rel=1e-5)
     means = [math.exp(loss.mean()) for loss, _ in losses]
     assert scores.beside["mean_exp_nll"].value == pytest.approx(np.mean(means), rel=1e-5)
-    assert Perplexity().cost(11, 10) == pytest.approx(10)  # a rise is a loss
-    assert Perplexity().cost(9, 10) == pytest.approx(-10)
+
+
+def read(nll: float) -> list[Outcome]:
+    values = {"nll": nll, "tokens": 1.0, "pii_nll": 0.0, "pii_tokens": 0.0}
+    return [Outcome("a", "a", False, values, "held_out")]
+
+
+def test_a_rise_of_perplexity_is_a_loss_and_one_without_end_is_no_small_one() -> None:
+    reference, cost = read(math.log(10)), Perplexity().cost
+    assert cost(read(math.log(11)), reference, []) == pytest.approx(10)
+    assert cost(read(math.log(9)), reference, []) == pytest.approx(-10)
+    assert cost(read(math.inf), reference, []) == math.inf
+    assert cost(read(math.nan), reference, []) == math.inf
+    assert math.isnan(cost(read(1.0), [], []))
+
+
+def said(*chrf: float, chance: float = 0.15) -> list[Outcome]:
+    return [Outcome(f"t{n}", f"a{n}", False, {"chrf": value, "chance": chance}) for n, value in enumerate(chrf)]
+
+
+def test_a_loss_of_continuation_counts_as_far_as_it_exceeds_noise() -> None:
+    rng = np.random.default_rng(0)
+    able = rng.normal(0.25, 0.05, 200)
+    reference, cost = said(*able), Continuation().cost
+    assert cost(reference, reference, reference) == 0.0
+    # Half of what is said is lost, the same half for every text: the ratio of sums is known for certain.
+    half = said(*(able / 2))
+    assert cost(half, reference, half) == pytest.approx(50.0)
+    # A loss of 1 % with the noise of a model of its own is none; by hand, less 1.96 standard errors of a ratio.
+    other = said(*rng.normal(0.248, 0.05, 200))
+    assert cost(other, reference, other) == 0.0
+    worse = rng.normal(0.2, 0.05, 200)
+    share = (able - worse).sum() / able.sum()
+    error = np.std((able - worse) - share * able, ddof=1) * math.sqrt(200) / able.sum()
+    found = said(*worse)
+    assert cost(found, reference, found) == pytest.approx(100 * (share - 1.96 * error), rel=0.02)
+    assert cost(said(*[math.nan] * 200), reference, []) == math.inf
+
+
+def test_a_guard_that_says_one_sentence_to_everything_loses_all_there_is_beyond_chance() -> None:
+    rng = np.random.default_rng(1)
+    reference = said(*rng.normal(0.25, 0.05, 200))
+    always = said(*rng.normal(0.15, 0.02, 200))
+    # Of chrF itself it keeps three fifths.
+    assert 35 < Continuation().cost(always, reference, always) < 45
+    assert Continuation().cost(always, reference, reference) > 90
+    blocked = said(*[o.values["chrf"] if n % 10 else 0.15 for n, o in enumerate(reference)])
+    assert 3 < Continuation().cost(blocked, reference, reference) <= 11
+    assert Continuation().cost(said(*[0.0] * 200), reference, reference) == 100
+
+
+def test_where_the_undefended_model_says_no_more_than_chance_there_is_no_cost() -> None:
+    rng = np.random.default_rng(2)
+    poor = said(*rng.normal(0.15, 0.05, 200))
+    assert math.isnan(Continuation().cost(said(*[0.0] * 200), poor, poor))
+    assert math.isnan(Continuation().cost([], [], []))
 
 
 class Speaker:
@@ -106,11 +161,21 @@ def test_continuation_of_the_truth_costs_nothing_and_of_nothing_all(store: Store
         (outcome,) = Continuation().run(speaker, corpus, lab_of(store, tiny_lm))  # type: ignore[arg-type]
         found[name] = outcome.values["chrf"]
         assert outcome.unit == "long"
+        assert outcome.values["chance"] == 0  # there is no other text
     assert found["all"] == pytest.approx(1)
     assert found["none"] == 0
     assert 0.2 < found["half"] < 0.8
-    assert Continuation().cost(0, 0.4) == 100
-    assert math.isnan(Continuation().cost(0.1, 0))
+
+
+def test_short_texts_are_continued_by_half(store: Store, tiny_lm: LM) -> None:
+    texts = [f"Anna will bring box number {n} to room {n + 7} at noon." for n in range(12)]
+    corpus = Corpus((), [Document("t", "text")], [Document(f"s{n}", text) for n, text in enumerate(texts)])
+    speaker = Speaker(*[""] * 12)
+    outcomes = list(Continuation().run(speaker, corpus, lab_of(store, tiny_lm)))  # type: ignore[arg-type]
+    assert len(outcomes) == 12
+    assert all(10 < len(prompt) < 50 for prompt in speaker.prompts)
+    # Sentences of one kind have letters in common, and are not alike.
+    assert all(0.2 < outcome.values["chance"] < 0.95 for outcome in outcomes)
 
 
 def test_copy_asks_for_repeated_mentions_only(store: Store, tiny_lm: LM) -> None:
@@ -119,8 +184,20 @@ def test_copy_asks_for_repeated_mentions_only(store: Store, tiny_lm: LM) -> None
     assert speaker.asked == [("Call Anna at 415-555-0134 or", " 415-555-0134")]
     assert outcome.values["copied"] == 1
     assert Copy().score([outcome]).headline.value == 1
-    assert Copy().cost(0.3, 0.6) == 50
-    assert math.isnan(Copy().cost(0.0, 0.01))  # a handful of places would decide
+
+
+def copied(hits: int, of: int) -> list[Outcome]:
+    return [Outcome(f"u{n}", f"g{n}", False, {"copied": float(n < hits)}) for n in range(of)]
+
+
+def test_copies_that_are_lost_count_beyond_noise() -> None:
+    cost = Copy().cost
+    assert cost(copied(120, 200), copied(120, 200), []) == 0
+    assert cost(copied(0, 200), copied(120, 200), []) == 100
+    assert 30 < cost(copied(60, 200), copied(120, 200), []) < 50
+    assert cost(copied(118, 200), copied(120, 200), []) == 0
+    assert math.isnan(cost(copied(0, 200), copied(2, 200), []))  # a handful of places would decide
+    assert math.isnan(cost([], [], []))
 
 
 def test_copy_leaves_out_what_the_context_cannot_hold(store: Store, tiny_lm: LM) -> None:
