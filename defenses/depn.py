@@ -30,7 +30,9 @@ class DEPN(Defense):
     For every value the share of each feed-forward neuron in the probability of the value's tokens is measured by
     integrated gradients: the activations of one block are scaled from zero to what they are, and the gradients on the
     way are added up. Neurons with at least a tenth of the largest share are a value's candidates; those that are
-    candidates of most values are erased: their column of the down-projection becomes zero.
+    candidates of most values are erased: their column of the down-projection becomes zero. Where there are fewer
+    candidates than an operating point asks for, all of them are erased, so that it and the later ones are the same
+    model; the note ``erased`` says how many neurons are gone at the last.
 
     Paper: Wu et al. 2023, on BERT: less of Enron's phone numbers, names and texts is exposed with tens of neurons gone
     (second-hand).
@@ -46,7 +48,7 @@ class DEPN(Defense):
     Adapters (LoRA) are merged into the weights before.
 
     Attributes:
-        top: neurons erased, by operating point.
+        top: neurons erased at most, by operating point.
         texts: values attributed, at most.
         context: tokens before a value, at most.
         steps: of the integral.
@@ -94,7 +96,7 @@ class DEPN(Defense):
         chosen = best_known(model, found, self.texts)
         lab.note(values=len(found), attributed=len(chosen))
         erased = self._ranked(model, chosen, lab)
-        lab.note(candidates=len(erased))
+        lab.note(candidates=len(erased), erased=min(len(erased), self.top[-1]))
         if self.control == "random":
             erased = _random(erased, width, lab)
         done = 0

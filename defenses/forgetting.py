@@ -101,8 +101,10 @@ def cut(
     retain: list[Ids] = []
     for document, own in zip(private, spans, strict=True):
         ids = np.asarray(lm.encode(document.text), dtype=np.int64)
+        if not len(ids):
+            continue
         near = np.convolve(token_mask(lm, document.text, own), np.ones(2 * window + 1), "full") > 0.5
-        inside = near[window : window + len(ids)] if len(ids) else np.zeros(0, dtype=np.bool_)
+        inside = near[window : window + len(ids)]
         edges = [0, *(np.flatnonzero(np.diff(inside)) + 1).tolist(), len(ids)]
         for start, stop in itertools.pairwise(edges):
             side = forget if start < stop and inside[start] else retain

@@ -12,6 +12,7 @@ from memdefense import pii
 from memdefense.architecture import Block, blocks_of
 from memdefense.defense import Defense, Point
 from memdefense.errors import ModelError, SpecError, hint
+from memdefense.spelling import continued
 
 from .editing import second_moments
 from .leaks import Probe, leaking, probes
@@ -175,7 +176,7 @@ class LeakEditing(Defense):
         openings = [model.encode(opening) for opening in self.openings(model)]
         requests = []
         for probe in leaks:
-            target = tuple(model.encode(dummies[probe.kind].text, special=False))
+            target = tuple(continued(model, probe.prompt, dummies[probe.kind].text))
             room = model.context - longest_tail(model, target)
             plain = model.encode(probe.prompt, special=False) if openings else []
             behind = [(*opening, *plain[-(room - len(opening)) :]) for opening in openings]

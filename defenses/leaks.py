@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from memdefense.spelling import cropped
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -24,7 +26,7 @@ class Probe:
         kind: of the value.
         canonical: the value in canonical form.
         prompt: the end of what stands before the mention, as the model is asked.
-        ids: the token ids of the prompt, at least two.
+        ids: the token ids that the model is asked with, at least two.
     """
 
     kind: str
@@ -46,7 +48,7 @@ def probes(
         documents: the defender's.
         lab: for the detector, and for the choice where there are more than ``mentions``.
         kinds: of PII.
-        context: tokens of prompt at most; 0 is as many as fit.
+        context: tokens of prompt at most, beside the tokenizer's BOS; 0 is as many as fit.
         mentions: of each value at most, drawn at random; 0 is all.
     """
     found = [[hit for hit in lab.find(document.text) if hit.kind in kinds] for document in documents]
@@ -58,7 +60,7 @@ def probes(
         for hit in own:
             # Read again after the cut, since the text of a cut row may be spelled by other tokens.
             prompt = model.decode(model.encode(document.text[: hit.start].rstrip(" "))[-most:])
-            ids = model.encode(prompt)[-most:]
+            ids = cropped(model, model.encode(prompt), room)
             if len(ids) > 1 and not _says(prompt, hit, lab):
                 whole.setdefault(Probe(hit.kind, hit.canonical, prompt, tuple(ids)))
     return _chosen(list(whole), mentions, lab), room

@@ -45,7 +45,8 @@ class SANI(Defense):
     row of the value matrix and the columns that read it; weights are drawn from a normal distribution of the
     configuration's ``initializer_range``, biases become zero. A word is a run of letters and digits, whatever its case;
     a document without an author is an author's only one. The repair follows the run's own training configuration, its
-    warm-up and schedule stretched over all epochs of repair. Four epochs, of which the paper's are the first two.
+    schedule stretched over all epochs of repair behind as many steps of warm-up. Four epochs, of which the paper's are
+    the first two.
 
     With LoRA the adapter is merged before the reset, and the repair trains a new one.
 

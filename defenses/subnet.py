@@ -133,6 +133,7 @@ class Subnet(Defense):
                     losses = _losses(model, left, ids, value)
                     torch.autograd.backward((losses * signs[[chosen[place] for place in places]]).sum())
                 optimizer.step()
+                lab.spend(sum(len(sequences[place].ids) for place in chosen))
             lab.progress(f"scoring at ratio {ratio}", epoch + 1, self.epochs)
         return [kept(score.detach(), ratio) == 0 for score in scores]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from .unlearn import Unlearn
 
-_TOGETHER = 8  # windows of one forward pass, as many retained pieces, and the unit that losses are averaged over
+_TOGETHER = 8  # windows of one forward pass, and as many retained pieces
+_FORGET_ALONE = ("ga", "task-vector")
 _MEASURED = 256  # windows that the usual length of a hidden state is taken from
 
 
@@ -43,7 +44,8 @@ def trained(defense: Unlearn, lm: LM, texts: Texts, lab: Lab) -> Iterator[LM]:
             share = min((step + 1) / warm, (total - step) / max(1, total - warm))
             optimizer.param_groups[0]["lr"] = defense.rate * lab.config.learning_rate * share
             chosen = order[start : start + size]
-            beside = rng.integers(len(texts.retain), size=len(chosen)) if texts.retain else np.zeros(0, dtype=np.int64)
+            few = len(chosen) if texts.retain and defense.method not in _FORGET_ALONE else 0
+            beside = rng.integers(len(texts.retain), size=few) if few else np.zeros(0, dtype=np.int64)
             objective.gradients(_by_length(texts.forget, chosen), _by_length(texts.retain, beside))
             if lab.config.max_grad_norm:
                 nn.utils.clip_grad_norm_(weights, lab.config.max_grad_norm)
@@ -92,14 +94,29 @@ class _Objective:
         return [block.down.parameter for block in self._blocks]
 
     def gradients(self, forget: Sequence[int], retain: Sequence[int]) -> None:
-        """Adds up the gradients of one optimizer step, windows and retained pieces given by their numbers."""
-        for start in range(0, len(forget), _TOGETHER):
-            part = slice(start, start + _TOGETHER)
-            with self._autocast():
-                loss = self._loss(forget[part], retain[part])
-            (loss * (len(forget[part]) / len(forget))).backward()  # type: ignore[no-untyped-call]
+        """Adds up the gradients of one optimizer step, windows and retained pieces given by their numbers.
 
-    def _loss(self, forget: Sequence[int], retain: Sequence[int]) -> Tensor:
+        Means over sequences and means over tokens are those of the step, however it is cut into passes.
+        """
+        by_token = self._defense.method in ("ga", "graddiff", "task-vector")
+        for start in range(0, len(forget), _TOGETHER):
+            some, others = forget[start : start + _TOGETHER], retain[start : start + _TOGETHER]
+            share = len(some) / len(forget)
+            with self._autocast():
+                lost, held = self._losses(some, others)
+            loss = lost * (self._tokens(some, "forget") / self._tokens(forget, "forget") if by_token else share)
+            if held is not None:
+                kept = self._tokens(others, "retain") / self._tokens(retain, "retain")
+                loss = loss + held * (share if self._defense.method == "rmu" else kept)
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def _tokens(self, chosen: Sequence[int], side: Literal["forget", "retain"]) -> int:
+        """Tokens that are predicted; the first of a run never is."""
+        rows = self._texts.forget if side == "forget" else self._texts.retain
+        return sum(len(rows[number]) - 1 for number in chosen)
+
+    def _losses(self, forget: Sequence[int], retain: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """What is to be forgotten and what is to be kept, each with its weight; None where nothing is kept."""
         defense = self._defense
         ids, labels = padded([self._texts.forget[number] for number in forget], self._lm.device)
         if defense.method == "rmu":
@@ -108,10 +125,10 @@ class _Objective:
                 before = self._hidden(self._before, kept)
             lost = steering(self._hidden(self._lm, ids), self._goal, labels != -100)
             held = steering(self._hidden(self._lm, kept), before, kept_labels != -100)
-            return defense.weight * lost + defense.alpha * held
+            return defense.weight * lost, defense.alpha * held
         total, count = nll(self._lm.model, ids, labels)
         if defense.method == "task-vector":
-            return descent(total, count)
+            return descent(total, count), None
         if defense.method == "npo":
             lost = npo(total, self._reference[list(forget)], defense.slope)
         elif defense.method == "simnpo":
@@ -119,9 +136,9 @@ class _Objective:
         else:
             lost = -descent(total, count)
         if defense.method == "ga":
-            return defense.weight * lost
+            return defense.weight * lost, None
         held = descent(*nll(self._lm.model, *padded([self._texts.retain[number] for number in retain], ids.device)))
-        return defense.weight * lost + defense.alpha * held
+        return defense.weight * lost, defense.alpha * held
 
     @torch.no_grad()
     def _totals(self) -> Tensor:

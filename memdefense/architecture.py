@@ -1,7 +1,9 @@
 """Where the feed-forward and attention matrices of a transformer lie, so that a method on weights is written once.
 
 Known are the blocks of GPT-2, GPT-Neo, GPT-NeoX and the Llama type (Llama, Mistral, Qwen2 and whatever else keeps
-their module names). Matrices read alike whether they are stored as ``Linear`` (out, in) or ``Conv1D`` (in, out).
+their module names and adds what its parts give to the residual stream as it is). Builds of these names with a norm or
+a factor on the way (Gemma 2 and 3, Granite) or with values elsewhere (GPTBigCode) are refused. Matrices read alike
+whether they are stored as ``Linear`` (out, in) or ``Conv1D`` (in, out).
 
     >>> blocks = blocks_of(lm)
     >>> blocks[-1].down.weight.shape        # (width, inner)
@@ -82,6 +84,7 @@ class _Layout:
     """Module paths within a model and within a block."""
 
     layers: str
+    last: str  # the norm after all blocks; the first GPT, whose norms stand after the parts, has none
     norm: str
     ffn: str
     up: tuple[str, ...]
@@ -92,9 +95,20 @@ class _Layout:
 
 
 _LAYOUTS = {
-    "GPT-2": _Layout("transformer.h", "ln_1", "mlp", ("mlp.c_fc",), "mlp.c_proj", "attn", "attn.c_attn", "attn.c_proj"),
+    "GPT-2": _Layout(
+        "transformer.h",
+        "transformer.ln_f",
+        "ln_1",
+        "mlp",
+        ("mlp.c_fc",),
+        "mlp.c_proj",
+        "attn",
+        "attn.c_attn",
+        "attn.c_proj",
+    ),
     "GPT-Neo": _Layout(
         "transformer.h",
+        "transformer.ln_f",
         "ln_1",
         "mlp",
         ("mlp.c_fc",),
@@ -105,6 +119,7 @@ _LAYOUTS = {
     ),
     "GPT-NeoX": _Layout(
         "gpt_neox.layers",
+        "gpt_neox.final_layer_norm",
         "input_layernorm",
         "mlp",
         ("mlp.dense_h_to_4h",),
@@ -115,6 +130,7 @@ _LAYOUTS = {
     ),
     "Llama": _Layout(
         "model.layers",
+        "model.norm",
         "input_layernorm",
         "mlp",
         ("mlp.gate_proj", "mlp.up_proj"),
@@ -124,26 +140,28 @@ _LAYOUTS = {
         "self_attn.o_proj",
     ),
 }
+# Of a norm between the feed-forward part and the residual stream.
+_AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm", "post_norm2")
 
 
 def blocks_of(model: PreTrainedModel) -> list[Block]:
     """The blocks of a model, from the first to the last.
 
     Raises:
-        ModelError: the blocks are of another build; the message names the module that was looked for in vain.
+        ModelError: the blocks are of another build; the message names the module that is missing or unsupported.
     """
     why: dict[str, str] = {}
     for name, layout in _LAYOUTS.items():
         layers = _module(model, layout.layers)
         if not isinstance(layers, nn.ModuleList) or not len(layers):
             continue
-        missing = [path for path in _paths(layout) if _module(layers[0], path) is None]
-        if missing:
-            why[name] = f"{layout.layers}.0.{missing[0]}"
+        other = _other(model, layers, layout)
+        if other:
+            why[name] = other
             continue
         return [_block(model, layer, f"{layout.layers}.{place}", layout) for place, layer in enumerate(layers)]
     kind = type(model).__name__
-    looked = "; ".join(f"as {name} it lacks {path}" for name, path in why.items())
+    looked = "; ".join(f"as {name} it {other}" for name, other in why.items())
     raise ModelError(
         f"{kind} has blocks this method does not know ({looked or 'no list of blocks was found'}); "
         f"it works on {', '.join(_LAYOUTS)} blocks"
@@ -153,6 +171,27 @@ def blocks_of(model: PreTrainedModel) -> list[Block]:
 def inner_width(blocks: Sequence[Block]) -> int:
     """How many feed-forward neurons a block has."""
     return int(blocks[0].down.weight.shape[1])
+
+
+def _other(model: PreTrainedModel, layers: nn.ModuleList, layout: _Layout) -> str:
+    """What makes blocks another build than a layout's; empty where they are of that build."""
+    if _module(model, layout.last) is None:
+        return f"lacks {layout.last}"
+    for place, layer in enumerate(layers):
+        name = f"{layout.layers}.{place}"
+        for path in _paths(layout):
+            if _module(layer, path) is None:
+                return f"lacks {name}.{path}"
+        # GPTBigCode has GPT-2's names, and in this matrix one value head for all or every head's by its query and key.
+        if layout is _LAYOUTS["GPT-2"] and isinstance(_module(layer, layout.value), nn.Linear):
+            return f"has a Linear as {name}.{layout.value} in place of a Conv1D"
+        between = [path for path in _AFTER if not isinstance(_module(layer, path), nn.Identity | None)]
+        between += [path for path, _ in layer.named_parameters(recurse=False)]  # a factor that is learned
+        if getattr(layer, "residual_multiplier", 1.0) != 1.0:
+            between.append("residual_multiplier")
+        if between:
+            return f"has {name}.{between[0]} on the way to the residual stream"
+    return ""
 
 
 def _paths(layout: _Layout) -> tuple[str, ...]:

@@ -120,7 +120,18 @@ def test_the_most_frequent_candidates_lose_their_columns(tmp_path: Path, tiny_lm
     after = lm.model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed <= {f"transformer.h.{layer}.mlp.c_proj.weight" for layer in range(2)}
-    assert lab.notes == {"values": 6, "attributed": 6, "candidates": len(rank)}
+    assert lab.notes == {"values": 6, "attributed": 6, "candidates": len(rank), "erased": 9}
+
+
+def test_what_is_really_erased_is_noted_where_candidates_are_few(tmp_path: Path, tiny_lm: LM) -> None:
+    """One value, and neurons with at least half of its largest share: all of them are gone from the second point on."""
+    lm, lab = sharpened(tiny_lm), lab_of(tmp_path, tiny_lm)
+    found = points(DEPN(top=(1, 200, 250), steps=5, share=0.5), lm, lab, TEXTS[:1])
+    assert [point.label for point, _ in found] == ["top-1", "top-200", "top-250"]
+    candidates = int(lab.notes["candidates"])
+    assert 1 < candidates < 200
+    assert [len(silent) for _, silent in found] == [1, candidates, candidates]
+    assert lab.notes["erased"] == candidates
 
 
 def test_the_control_erases_as_many_of_each_block(tmp_path: Path, tiny_lm: LM) -> None:
@@ -145,7 +156,7 @@ def test_without_pii_the_model_stays(tmp_path: Path, tiny_lm: LM) -> None:
     for point, silent in points(DEPN(), tiny_lm.copy(), lab, ["nothing here", ""]):
         assert point.model.digest() == before
         assert not silent
-    assert lab.notes == {"values": 0, "attributed": 0, "candidates": 0}
+    assert lab.notes == {"values": 0, "attributed": 0, "candidates": 0, "erased": 0}
 
 
 def test_bad_fields_are_refused(tmp_path: Path, tiny_lm: LM) -> None:

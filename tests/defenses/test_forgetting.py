@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
 from memdefense.corpus import Document
-from memdefense.defenses.forgetting import cut, descent, nll, npo, padded, simnpo, steering
+from memdefense.defenses.forgetting import Texts, cut, descent, nll, npo, padded, simnpo, steering
 from memdefense.lm import LM
 
 # Two sequences of three and two predicted tokens, with these probabilities of the true token.
@@ -129,3 +129,13 @@ def test_windows_by_brute_force(tiny_lm: LM, window: int) -> None:
     assert list(made.forget) == [row for row in forget if len(row) > 1]
     assert list(made.retain) == [row for row in retain if len(row) > 1]
     assert made.forget
+
+
+def test_a_document_without_tokens_has_no_windows(tiny_lm: LM) -> None:
+    text = Document("a", "Write to ann@poe.com before noon, please, and to no one else.")
+    span = [(9, 20)]
+    alone = cut(tiny_lm, [text], [], [span], window=2, longest=16)
+    assert alone.forget
+    empty = Document("e", "")
+    assert cut(tiny_lm, [empty, text, empty], [], [[], span, []], window=2, longest=16) == alone
+    assert cut(tiny_lm, [empty], [], [[]], window=0, longest=16) == Texts([], [])

@@ -14,8 +14,8 @@ from torch import Tensor
 from memdefense import pii
 from memdefense.corpus import Benchmark, Corpus, Document
 from memdefense.defense import Defense
-from memdefense.defenses.leak_editing import LeakEditing
-from memdefense.defenses.leaks import leaking, probes
+from memdefense.defenses.leak_editing import Dummy, LeakEditing
+from memdefense.defenses.leaks import Probe, leaking, probes
 from memdefense.defenses.memit import MEMIT
 from memdefense.defenses.pme import PME
 from memdefense.errors import ModelError
@@ -25,6 +25,7 @@ from memdefense.lm import LM
 from memdefense.pipeline import defend
 from memdefense.runner import Settings, prepare
 from memdefense.small_model import untrained
+from memdefense.spelling import cropped, opened
 from memdefense.testing import check_defense
 from memdefense.train import TrainConfig
 from memdefense.work import Work
@@ -238,6 +239,38 @@ def test_probes_leave_out_what_is_no_leak(four_builds: dict[str, LM]) -> None:
     assert sorted(probe.kind for probe in found) == ["email", "phone"]
     assert all(len(probe.ids) <= 3 for probe in found)
     assert all(lm.encode(probe.prompt) == list(probe.ids) for probe in found)
+
+
+@pytest.mark.parametrize("context", [0, 6])
+def test_what_is_edited_is_what_the_model_is_asked(marked_lm: LM, context: int) -> None:
+    """With a tokenizer that begins a text with a BOS, whose cut prompts get one again."""
+    document = Document("0", "as you said on monday, please call the team, then write to ann@poe.com")
+    asked, room = probes(
+        marked_lm, [document], cast("Lab", StubLab(marked_lm)), kinds=("email",), context=context, mentions=0
+    )
+    assert len(asked) == 1
+    for probe in asked:
+        assert list(probe.ids) == cropped(marked_lm, opened(marked_lm, probe.prompt), room)
+    if context:
+        assert asked[0].ids[0] == marked_lm.tokenizer.bos_token_id
+
+
+def test_a_dummy_is_asked_for_as_it_goes_on(marked_lm: LM) -> None:
+    """One space stands before it, though the tokenizer begins every text with another."""
+    prompt = "please write to"
+    head = marked_lm.encode(prompt)
+    probe = Probe("email", "ann@poe.com", prompt, tuple(head))
+    (request,) = PME()._requests(marked_lm, [probe], {"email": Dummy(" mail@domain.com", ("email", "mail@domain.com"))})
+    assert [*head, *request.target] == marked_lm.encode(f"{prompt} mail@domain.com")
+    assert marked_lm.decode([*head, *request.target]) == "please write to mail@domain.com"
+
+
+@pytest.mark.parametrize("prompt", ["please write to", "to:\n\n", "tabs\t", "(", "a " * 99 + "to"])
+def test_a_byte_level_dummy_is_spelled_as_it_is_alone(four_builds: dict[str, LM], prompt: str) -> None:
+    lm = four_builds["GPT-2"]
+    probe = Probe("email", "ann@poe.com", prompt, tuple(lm.encode(prompt)))
+    (request,) = PME()._requests(lm, [probe], {"email": Dummy(" mail@domain.com", ("email", "mail@domain.com"))})
+    assert list(request.target) == lm.encode(" mail@domain.com")
 
 
 def test_a_leak_is_the_first_pii_of_the_kind(four_builds: dict[str, LM]) -> None:

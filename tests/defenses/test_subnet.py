@@ -120,6 +120,17 @@ def test_scores_learn_to_forget_the_value_and_not_the_rest(tmp_path: Path, tiny_
     assert forgotten < other - 1
 
 
+def test_tokens_trained_on_are_counted(tmp_path: Path, tiny_lm: LM) -> None:
+    """Every value and every window once an epoch, in batches of three of which the last is short, for each point."""
+    public = ["The boxes are in the depot.", "The room is large."]
+    lab = lab_of(tmp_path, tiny_lm, public)
+    values = mentions(tiny_lm, documents(), lab, context=64)
+    list(Subnet(ratio=(0.01, 0.1), epochs=3, batch=3).edit(tiny_lm, documents(), lab))
+    assert len(values) + len(public) == 8
+    read = sum(len(value.ids) for value in values) + sum(len(tiny_lm.encode(text)) for text in public)
+    assert lab.cost["tokens"] == 2 * 3 * read
+
+
 def test_without_pii_the_model_stays(tmp_path: Path, tiny_lm: LM) -> None:
     lab = lab_of(tmp_path, tiny_lm)
     before = tiny_lm.digest()
@@ -127,6 +138,7 @@ def test_without_pii_the_model_stays(tmp_path: Path, tiny_lm: LM) -> None:
     assert len(points) == 5
     assert {point.model.digest() for point in points} == {before}
     assert lab.notes == {"values": 0, "memorized": 0, "other": 0}
+    assert lab.cost["tokens"] == 0
 
 
 def test_bad_fields_are_refused() -> None:

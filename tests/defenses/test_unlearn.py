@@ -14,7 +14,8 @@ from memdefense.architecture import blocks_of
 from memdefense.bench import Bench
 from memdefense.corpus import Document
 from memdefense.defense import Defense
-from memdefense.defenses.forgetting import nll, padded
+from memdefense.defenses import unlearning
+from memdefense.defenses.forgetting import Texts, nll, padded
 from memdefense.defenses.unlearn import Unlearn
 from memdefense.errors import DataError, ModelError, SpecError
 from memdefense.interval import wilson
@@ -91,7 +92,7 @@ def test_one_step_of_graddiff_equals_adamw_by_hand(tiny_lm: LM, store: Store) ->
 
 def test_npo_refers_to_the_model_before_unlearning(tiny_lm: LM, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first step the ratio is one for every window, so the loss is 2 / beta log 2."""
-    from memdefense.defenses import forgetting, unlearning
+    from memdefense.defenses import forgetting
 
     seen: list[tuple[torch.Tensor, torch.Tensor, float]] = []
     true = forgetting.npo
@@ -192,3 +193,35 @@ def test_planted_addresses_stop_coming_back(leaks: Leaks, method: Method) -> Non
     left, of, after = leaks(Unlearn(method=method))[2]
     assert wilson(left, of)[1] < wilson(hits, count)[0] - 0.3
     assert after < 1.05 * perplexity
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_how_a_step_is_cut_into_passes_changes_no_gradient(
+    tiny_lm: LM, store: Store, monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    """Windows of very different lengths, sorted by length: a pass of short ones counts by its tokens."""
+    words = tiny_lm.encode("The boxes are here since Tuesday, as the invoice says, and the old report is kept.")
+    rows = [words[:3], words[:4], words[2:6], words[1:20], words[:24], words[3:24]]
+    defense = Unlearn(method=method)
+
+    def gradients(together: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(unlearning, "_TOGETHER", together)
+        lm = tiny_lm.copy()
+        objective = unlearning._Objective(defense, lm, Texts(rows, rows[::-1]), lab(store, tiny_lm))
+        retain = [] if method in ("ga", "task-vector") else list(range(6))
+        objective.gradients(list(range(6)), retain)
+        return [torch.zeros(1) if weight.grad is None else weight.grad for weight in objective.weights()]
+
+    for whole, parts in zip(gradients(6), gradients(2), strict=True):
+        assert torch.allclose(whole, parts, atol=1e-5, rtol=1e-4)
+
+
+def test_what_is_not_trained_on_is_not_counted(tiny_lm: LM, store: Store) -> None:
+    def tokens(method: Method) -> float:
+        lending = lab(store, tiny_lm)
+        list(Unlearn(method=method, window=4, epochs=2).edit(tiny_lm.copy(), PRIVATE, lending))
+        assert lending.cost["tokens"] > 0
+        return lending.cost["tokens"] - 2 * lending.notes["forget_tokens"]
+
+    assert tokens("ga") == tokens("task-vector") == 0
+    assert tokens("graddiff") > 0

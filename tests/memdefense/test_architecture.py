@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
+    DogeConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPTBigCodeConfig,
+    GraniteConfig,
+    OpenAIGPTConfig,
+    PreTrainedConfig,
+    Qwen2MoeConfig,
+)
 
 from memdefense.architecture import Block, Matrix, blocks_of, inner_width
 from memdefense.errors import ModelError
 from memdefense.lm import LM
 
 BUILDS = ("GPT-2", "GPT-Neo", "GPT-NeoX", "Llama")
+SMALL: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+}
+GPT: dict[str, Any] = {"vocab_size": 50, "n_positions": 8, "n_embd": 16, "n_layer": 2, "n_head": 2}
 
 
 def caught(lm: LM, module: torch.nn.Module) -> tuple[Tensor, Tensor]:
@@ -117,6 +140,33 @@ def test_unknown_blocks_are_named() -> None:
     config = BloomConfig(vocab_size=50, hidden_size=16, n_layer=1, n_head=2)
     with pytest.raises(ModelError, match=r"BloomForCausalLM has blocks .*as GPT-2 it lacks transformer\.h\.0\.ln_1"):
         blocks_of(BloomForCausalLM(config))
+
+
+@pytest.mark.parametrize(
+    ("config", "unsupported"),
+    [
+        (Gemma2Config(**SMALL, head_dim=8), "has model.layers.0.post_feedforward_layernorm on the way"),
+        (Gemma3TextConfig(**SMALL, head_dim=8), "has model.layers.0.post_feedforward_layernorm on the way"),
+        (GraniteConfig(**SMALL, residual_multiplier=0.2), "has model.layers.0.residual_multiplier on the way"),
+        (DogeConfig(**SMALL), "has model.layers.0.input_residual on the way"),
+        (GPTBigCodeConfig(**GPT), "has a Linear as transformer.h.0.attn.c_attn in place of a Conv1D"),
+        (
+            GPTBigCodeConfig(**GPT, multi_query=False),
+            "has a Linear as transformer.h.0.attn.c_attn in place of a Conv1D",
+        ),
+        (OpenAIGPTConfig(**GPT), "lacks transformer.ln_f"),
+        (Qwen2MoeConfig(**SMALL, mlp_only_layers=[0]), "lacks model.layers.1.mlp.gate_proj"),
+    ],
+    ids=["Gemma-2", "Gemma-3", "Granite", "Doge", "BigCode", "BigCode, many values", "GPT", "experts above"],
+)
+def test_blocks_of_known_names_and_another_build_are_refused(config: PreTrainedConfig, unsupported: str) -> None:
+    with pytest.raises(ModelError, match=rf"has blocks .*it {re.escape(unsupported)}.*it works on GPT-2"):
+        blocks_of(AutoModelForCausalLM.from_config(config))  # type: ignore[no-untyped-call]
+
+
+def test_a_factor_of_one_changes_nothing() -> None:
+    model = AutoModelForCausalLM.from_config(GraniteConfig(**SMALL))  # type: ignore[no-untyped-call]
+    assert len(blocks_of(model)) == 2
 
 
 def test_a_layer_that_is_not_linear_is_named(four_builds: dict[str, LM]) -> None:
