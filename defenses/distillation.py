@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -15,7 +16,7 @@ from memdefense.corpus import Document, Documents
 from memdefense.defense import Defense, Point
 from memdefense.errors import DataError, SpecError, hint
 from memdefense.lm import Sampling
-from memdefense.train import Batch, precision
+from memdefense.train import Batch, precision, rows
 
 if TYPE_CHECKING:
     from memdefense.lab import Lab
@@ -43,16 +44,17 @@ class Distillation(Defense):
 
     Here: of the 40 random passages of our test the undefended model recites 40 at a perplexity of 5.96; a student of
     its own size 39 at 5.49 by ``word``, 1 at 6.75 by ``sequence`` and 0 at 5.78 by ``reverse``; one of half the width
-    and depth 1, 0 and 0 at 5.66, 5.90 and 8.47, but a model of that size by plain fine-tuning 0 at 5.66 as well. So
-    ``word`` owes what it protects to its student's size alone.
+    and depth 1, 0 and 0 at 5.66, 5.90 and 5.88 (``reverse`` at 6.37 and 13.11 with the next two seeds), but a model of
+    that size by plain fine-tuning 0 at 5.66 as well. So ``word`` owes what it protects to its student's size alone.
 
     Deviates [ours]: the teacher is the undefended run's last point, the student a model of the same family and
     tokenizer that starts from the public text. The KL divergence is multiplied by the squared temperature, so that its
     gradient keeps its size. The teacher's texts are drawn from its full distribution at ``temperature``. The first
     tokens of a piece are a target too, and ``reverse`` counts the tokens before the student's own as well: with
     neither, a student forgot how texts begin, and its perplexity rose tenfold and more. ``reverse`` is exact at each
-    token and does not look ahead: rows are cut at one random place in every step, the student writes the next
-    ``written`` tokens, and these count as given, without PPO, teacher-mixed sampling or a language-modelling term.
+    token and does not look ahead: rows are cut at one random place in every step, those that end before it are left
+    out, the student writes the next ``written`` tokens, and these count as given, without PPO, teacher-mixed sampling
+    or a language-modelling term.
 
     Attributes:
         shrink: what the student's width and number of layers are divided by; 1 is a student of the teacher's size.
@@ -97,14 +99,16 @@ class Distillation(Defense):
         lab.note(student_share=student.parameters() / teacher.parameters())
         if self.method == "sequence":
             return lab.fit(student, self._written(teacher, documents, lab))
-        if self.method == "reverse" and self.written >= lab.config.block_size:
-            raise SpecError(
-                f"distillation: written is {self.written}; it must be below the {lab.config.block_size} of a block"
-            )
         half = precision(lab.config.dtype, lab.device, width=student.width) == "bfloat16"
         if self.method == "word":
             return lab.fit(student, documents, loss=WordLoss(teacher, self.temperature, self.alpha, half))
-        return lab.fit(student, documents, loss=ReverseLoss(teacher, self.temperature, self.written, half))
+        if self.written >= lab.config.block_size:
+            raise SpecError(
+                f"distillation: written is {self.written}; it must be below the {lab.config.block_size} of a block"
+            )
+        filled = rows(lab.config, documents, student, seed=lab.seed).columns["document"] >= 0  # (rows, T)
+        latest = max(1, int(filled.sum(1).max()) - self.written)
+        return lab.fit(student, documents, loss=ReverseLoss(teacher, self.temperature, self.written, latest, half))
 
     def _written(self, teacher: LM, documents: Documents, lab: Lab) -> list[Document]:
         """Each piece of a document, as the teacher continues its first tokens."""
@@ -167,25 +171,57 @@ class WordLoss(_Taught):
 
 
 class ReverseLoss(_Taught):
-    """T^2 KL(student || teacher) on rows cut at a random place and continued by the student; torch's own draws."""
+    """T^2 KL(student || teacher) on rows cut at a random place and continued by the student.
 
-    def __init__(self, teacher: LM, temperature: float, written: int, half: bool) -> None:
+    Args:
+        teacher: never changed.
+        temperature: T, of both models.
+        written: tokens the student writes.
+        latest: the place, in tokens from 1, up to which a row may be cut.
+        half: whether products are in bfloat16.
+    """
+
+    def __init__(self, teacher: LM, temperature: float, written: int, latest: int, half: bool) -> None:
         super().__init__(teacher, temperature, half)
-        self.written = written
+        self.written, self.latest = written, latest
+        self._cut = 0
+        self._chance: torch.Generator | None = None  # of a step, so that its draws do not follow the micro-batches
+
+    def __deepcopy__(self, memo: object) -> ReverseLoss:
+        return copy.copy(self)  # one teacher is enough
 
     def digest(self) -> str:
         """What a result depends on."""
-        return f"{self.teacher.digest()} {self.temperature} {self.written} {self.half}"
+        return f"{self.teacher.digest()} {self.temperature} {self.written} {self.latest} {self.half}"
 
     def __call__(self, model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        real = batch.document >= 0
-        longest = int(real.sum(1).max())
-        cut = int(torch.randint(1, max(1, longest - self.written) + 1, ()))
-        prompts = batch.ids[real[:, cut - 1], :cut]
-        ids = torch.cat([prompts, drawn(model, prompts, self.written)], 1)
+        if self._chance is None:
+            self._cut = int(torch.randint(1, self.latest + 1, ()))
+            self._chance = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        chance = torch.rand(len(batch.ids), self.written, generator=self._chance).to(batch.ids.device)
+        reach = batch.document[:, self._cut - 1] >= 0  # (B,)
+        if not reach.any():
+            nothing = model(input_ids=batch.ids[:1, :1], use_cache=False).logits.sum() * 0.0
+            return nothing, torch.zeros((), device=batch.ids.device)
+        prompts = batch.ids[reach, : self._cut]
+        ids = torch.cat([prompts, drawn(model, prompts, chance[reach])], 1)
         mine = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         theirs = self._said(ids)[:, :-1]
         return reverse_kl(theirs, mine, self.temperature), torch.tensor(mine[..., 0].numel(), device=ids.device)
+
+    def commit(self, done: bool) -> None:
+        """Ends a step; one that starts over draws the same again."""
+        if done:
+            self._chance = None
+        elif self._chance is not None:
+            self._chance.manual_seed(self._chance.initial_seed())
+
+    def state_dict(self) -> Mapping[str, Tensor]:
+        """Nothing: between steps it keeps no draw."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes up nothing."""
 
 
 def forward_kl(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
@@ -201,16 +237,26 @@ def reverse_kl(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Te
 
 
 @torch.no_grad()
-def drawn(model: torch.nn.Module, prompts: Tensor, new: int) -> Tensor:
-    """Tokens (N, new) that the model draws after prompts (N, T), from its full distribution."""
+def drawn(model: torch.nn.Module, prompts: Tensor, chance: Tensor) -> Tensor:
+    """Tokens (N, new) that the model draws after prompts (N, T), from its full distribution.
+
+    Args:
+        model: switched to evaluation meanwhile.
+        prompts: (N, T) int64.
+        chance: (N, new), uniform between 0 and 1: a row's draws depend on its own numbers alone.
+    """
     training = model.training
     model.train(False)
     tokens: list[Tensor] = []
     given, past = prompts, None
-    for _ in range(new):
-        out = model(input_ids=given, past_key_values=past, use_cache=True)
-        past = out.past_key_values
-        given = torch.multinomial(out.logits[:, -1].float().softmax(-1), 1)
-        tokens.append(given)
-    model.train(training)
+    try:
+        for place in range(chance.shape[1]):
+            out = model(input_ids=given, past_key_values=past, use_cache=True)
+            past = out.past_key_values
+            total = out.logits[:, -1].float().softmax(-1).cumsum(-1)  # (N, V)
+            given = torch.searchsorted(total, chance[:, place, None] * total[:, -1:], right=True)
+            given = given.clamp_max(total.shape[1] - 1)  # a product may be rounded up to the whole
+            tokens.append(given)
+    finally:
+        model.train(training)
     return torch.cat(tokens, 1)

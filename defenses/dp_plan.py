@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
 
 from memdefense.corpus import Documents, Redrawn
 from memdefense.errors import ModelError, SpecError
@@ -43,10 +45,11 @@ class Plan:
     """What is fixed before the first step.
 
     Attributes:
-        tables: the rows of each epoch, one unit each; all of them alike unless the documents are drawn afresh.
+        tables: the rows of each pass, one unit each; only the first where all of them are alike.
         rate: the chance that a unit is in a batch.
         sigma: the noise's standard deviation over the clipping norm.
         kept: the fraction of the run that a step stands for, of the steps that give an operating point.
+        tokens_cut: the share of the documents' tokens that stand in no table.
     """
 
     tables: Sequence[Rows]
@@ -55,6 +58,7 @@ class Plan:
     sigma: float
     delta: float
     kept: Mapping[int, float]
+    tokens_cut: float
 
     def rows(self, step: int) -> Rows:
         """The rows that step (from 1) draws from."""
@@ -64,7 +68,14 @@ class Plan:
     def notes(self) -> dict[str, float]:
         """What belongs beside the result."""
         units = len(self.tables[0])
-        return {"delta": self.delta, "sigma": self.sigma, "sample_rate": self.rate, "steps": self.steps, "units": units}
+        return {
+            "delta": self.delta,
+            "sigma": self.sigma,
+            "sample_rate": self.rate,
+            "steps": self.steps,
+            "units": units,
+            "tokens_cut": self.tokens_cut,
+        }
 
 
 def plan(defense: Wanted, model: LM, documents: Documents, lab: Lab) -> Plan:
@@ -74,7 +85,7 @@ def plan(defense: Wanted, model: LM, documents: Documents, lab: Lab) -> Plan:
         SpecError: delta is not below 1 / N, or no noise reaches epsilon.
         ModelError: a block longer than the model's context.
     """
-    from memdefense.train import rows
+    from memdefense.train import by_epoch, rows, step_at
 
     config = lab.config
     if config.block_size > model.context:
@@ -82,28 +93,39 @@ def plan(defense: Wanted, model: LM, documents: Documents, lab: Lab) -> Plan:
             f"block size {config.block_size} is beyond the model's context of {model.context} tokens; "
             "lower --block-size"
         )
-    alone = dataclasses.replace(config, pack=defense.unit, epochs=1.0, steps=0)
-    first = rows(alone, documents, model, seed=lab.seed)
-    units = len(first)
+    once = dataclasses.replace(config, epochs=1.0, steps=0)
+    passes = defense.epochs or config.epochs
+    if config.steps and not defense.epochs:
+        passes = config.steps * config.batch_size / len(rows(once, documents, model, seed=lab.seed))
+    if not passes:
+        raise SpecError("dp-sgd: nothing is trained in 0 epochs; set epochs")
+    redrawn = isinstance(documents, Redrawn)
+    # A document's row is the same in every pass; of an author's documents the pass's order brings others forward.
+    needed = math.ceil(passes) if redrawn or defense.unit == "author" else 1
+    alone = dataclasses.replace(once, pack=defense.unit, epochs=float(needed))
+    tables = list(by_epoch(alone, documents, model, seed=lab.seed))
+    units = len(tables[0])
     delta = defense.delta or units**-1.1
     if delta * units >= 1:
         raise SpecError(
             f"dp-sgd: delta {delta:.3g} is not below 1 / {units}, so that leaking one of the {units} units whole would "
             "be allowed; lower delta, or leave it at 0"
         )
-    passes = defense.epochs or (config.steps * config.batch_size / units if config.steps else config.epochs)
-    if not passes:
-        raise SpecError("dp-sgd: nothing is trained in 0 epochs; set epochs")
     rate = min(1.0, (defense.batch or max(config.batch_size, round(units / 8))) / units)
     steps = max(1, round(passes / rate))
-    tables = [first]
-    if isinstance(documents, Redrawn):
-        own = (documents.epoch(epoch) for epoch in range(1, math.ceil(passes)))
-        tables += [rows(alone, epoch, model, seed=lab.seed) for epoch in own]
-    places = range(1, config.checkpoints + 1)
-    kept = {max(1, round(steps * place / config.checkpoints)): place / config.checkpoints for place in places}
+    fractions = (place / config.checkpoints for place in range(1, config.checkpoints + 1))
+    kept = {step_at(steps, at): at for at in fractions}
     sigma = noise(defense.epsilon, delta, rate, steps, defense.accountant)
-    return Plan(tables, steps, rate, sigma, delta, kept)
+    whole = dataclasses.replace(once, pack="tokens", epochs=float(needed if redrawn else 1))
+    cut = 1 - _tokens(tables) / _tokens(by_epoch(whole, documents, model, seed=lab.seed))
+    return Plan(tables, steps, rate, sigma, delta, kept, cut)
+
+
+def _tokens(tables: Iterable[Rows]) -> int:
+    """How many tokens of the documents stand in some row."""
+    columns = (table.columns for table in tables)
+    places = [(own["document"].astype(np.int64) << 32 | own["offset"])[own["document"] >= 0] for own in columns]
+    return len(np.unique(np.concatenate(places)))
 
 
 def noise(epsilon: float, delta: float, rate: float, steps: int, accountant: str) -> float:

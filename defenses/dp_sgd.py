@@ -45,11 +45,13 @@ class DPSGD(Defense):
     Does not protect what stands in many units: k documents of one person, or k that quote one address, have k times the
     epsilon (``unit=author`` counts a person's documents as one, but not the letters that others write about them); nor
     what the base model knew before. The claim is about fine-tuning alone. Choosing a field or an operating point by its
-    result, and telling the number of units, are outside of it. Chance is drawn from the run's seed, so that runs can be
-    repeated; who wants the guarantee itself needs a secret source of noise.
+    result, and telling the number of units (with the benchmark's ``steps`` that of its rows too), are outside of it.
+    Chance is drawn from the run's seed, so that runs can be repeated; who wants the guarantee itself needs a secret
+    source of noise.
 
     Deviates [ours]: a unit is one row, cut to the block (an author's documents end to end, in an order that is a hash
-    of their ids), never packed, drawn afresh for each step; its loss is the mean over its tokens. AdamW with the run's
+    of their ids and another in every pass), never packed, drawn afresh for each step; its loss is the mean over its
+    tokens. The note ``tokens_cut`` is the share of the tokens that stand in no such row. AdamW with the run's
     schedule and weight decay, no warm-up. Clipping norm and learning rate lie near Li et al.'s; a batch is an eighth of
     the units. An empty batch steps with noise alone. Gradients are clipped by `memdefense.defenses.dp_layers`, since
     Opacus's ghost clipping refuses tied weights; products are in float32 also where the pass is in bfloat16. After a
@@ -63,7 +65,8 @@ class DPSGD(Defense):
         delta: the other half of the budget; 0 is N ** -1.1 for N units.
         clip: the norm an example's gradient is clipped to.
         unit: whom it protects: one ``document``, or all documents of one ``author``.
-        epochs: expected passes over the units; 0 takes as many rows as the benchmark's training.
+        epochs: expected passes over the units; 0 takes as many as the benchmark's training makes over the same
+            documents, so that a deduplication's ``match_steps`` holds for it too.
         batch: expected units per step; 0 is an eighth of all, and at least the benchmark's batch.
         learning_rate: of AdamW, at its peak.
         accountant: Opacus's ``rdp``, or ``prv``, which is tighter and slower.

@@ -35,7 +35,10 @@ class StoredPoint:
 
 @dataclasses.dataclass
 class Bench:
-    """What all labs of a run share. Results do not depend on ``batch_size``, ``micro_batch`` and ``progress``."""
+    """What all labs of a run share. Results do not depend on ``batch_size``, ``micro_batch`` and ``progress``.
+
+    Dropout is the exception: its masks are drawn for each training pass, so that they depend on ``micro_batch``.
+    """
 
     store: Store
     device: str = "cpu"

@@ -26,7 +26,18 @@ from transformers.trainer_callback import PrinterCallback
 from memdefense.corpus import Documents
 from memdefense.errors import ModelError
 from memdefense.lm import LM, _quiet
-from memdefense.train import Batch, Blank, LoRA, Loss, StatefulLoss, TrainConfig, next_token_loss, precision, rows
+from memdefense.train import (
+    Batch,
+    Blank,
+    LoRA,
+    Loss,
+    StatefulLoss,
+    TrainConfig,
+    next_token_loss,
+    precision,
+    rows,
+    step_at,
+)
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
@@ -167,7 +178,8 @@ def fit(
         loss: what is minimised.
         trainer: a subclass, for what a loss cannot say.
         blank: gives the spans of a document's text whose tokens stay in the context and are never a target.
-        micro_batch: rows per forward pass; 0 is the whole batch. Changes memory and speed, not the result.
+        micro_batch: rows per forward pass; 0 is the whole batch. Changes memory and speed, and the result
+            only where there is dropout, whose masks are drawn for each pass.
         progress: called after every step.
 
     Returns:
@@ -190,8 +202,8 @@ def fit(
     data = rows(config, documents, lm, seed=seed, blank=blank)
     total = -(-len(data) // config.batch_size)
     # Labelled by the fraction asked for: two arms whose numbers of steps differ share their labels all the same.
-    places = range(1, config.checkpoints + 1)
-    kept = {max(1, round(total * place / config.checkpoints)): place / config.checkpoints for place in places}
+    fractions = (place / config.checkpoints for place in range(1, config.checkpoints + 1))
+    kept = {step_at(total, at): at for at in fractions}
     last = _resume(folder)
     mark = json.loads((last / _DONE).read_text()) if last else {"step": 0, "seconds": 0.0}
     if isinstance(loss, StatefulLoss):

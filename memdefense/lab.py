@@ -27,7 +27,7 @@ from memdefense.recipe import code_of, digest
 from memdefense.remember import remembered
 from memdefense.sibling import smaller
 from memdefense.target import LocalTarget
-from memdefense.train import Blank, Loss, TrainConfig, next_token_loss, rows
+from memdefense.train import Blank, Loss, TrainConfig, count_epochs, next_token_loss, precision, rows, step_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,16 +108,16 @@ class Lab:
     ) -> list[StoredPoint]:
         """As `fit`, but the checkpoints stay in the store."""
         config = config or self.config
-        epochs = (
-            range(int(-(-config.epochs // 1)) if not config.steps else 1) if isinstance(documents, Redrawn) else (0,)
-        )
-        drawn = [documents.epoch(e) if isinstance(documents, Redrawn) else documents for e in epochs]
+        drawn = [documents]
+        if isinstance(documents, Redrawn):
+            drawn = [documents.epoch(e) for e in range(count_epochs(config, documents, model, seed=self.seed))]
         spans = functools.cache(blank) if blank else None  # what is keyed is what is trained
         parts = {
             "code": code_of("memdefense.fit"),
             "model": model.digest(),
             "documents": [digest_documents(own) for own in drawn],
             "config": dataclasses.asdict(config),
+            "precision": precision(config.dtype, self.device, width=model.width),  # "auto" differs between machines
             "seed": self.seed,
             "loss": _custom(loss),
             "trainer": code_of(trainer) if trainer else "",
@@ -317,7 +317,7 @@ class AttackLab(Lab):
             return frozenset()
         asked = dataclasses.asdict(self.config)
         *first, total = self.cached("first steps", first_steps, self.base, self.originals, asked, self.seed)
-        reached = max(1, round(total * self.at))  # as `fit` places its checkpoints
+        reached = step_at(total, self.at)
         return frozenset(d.id for d, step in zip(self.originals, first, strict=True) if step <= reached)
 
     def keep(self, sample: Mapping[str, str]) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 class Settings:
     """How a run is run; ``batch_size``, ``micro_batch`` and ``output`` change no number.
 
+    Dropout is the exception: its masks are drawn for each training pass, so that they depend on ``micro_batch``.
+
     Attributes:
         model: hub id or folder; "" for the benchmark's own.
         revision: of a hub model.

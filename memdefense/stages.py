@@ -14,6 +14,7 @@ from memdefense.errors import PluginError
 from memdefense.lab import Lab
 from memdefense.memory import peak, reset_peak
 from memdefense.store import Artifact
+from memdefense.train import precision
 from memdefense.work import Work, hooked
 
 
@@ -68,6 +69,7 @@ def trained_by(
         "documents": digest_documents(curated),
         "originals": digest_documents(lab.originals),
         "config": dataclasses.asdict(lab.config),
+        "precision": _precision(work, lab),
     }
 
     def hook() -> Iterable[Point]:
@@ -100,6 +102,7 @@ def edited_by(
             "model": source.digest,
             "documents": digest_documents(curated),
             "config": dataclasses.asdict(lab.config),
+            "precision": _precision(work, lab),
         }
 
         def hook(source: StoredPoint = source) -> Iterable[Point]:
@@ -155,6 +158,11 @@ def check_documents(defense: Defense, documents: Documents, before: str) -> None
     """
     if digest_documents(documents) != before:
         raise PluginError(f"defense '{defense.spec}' changed the documents it was given; return new ones instead")
+
+
+def _precision(work: Work, lab: Lab) -> str:
+    """What a hook trains in; that of a model narrower than the base follows from it."""
+    return precision(lab.config.dtype, lab.device, width=work.base.width)
 
 
 def _cost(artifact: Artifact) -> dict[str, float]:

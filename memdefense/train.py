@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from memdefense.corpus import Document, Documents, Redrawn
-from memdefense.errors import DataError, SpecError
+from memdefense.errors import DataError, SpecError, hint
 from memdefense.passes import MEASURED_FLOATS
 from memdefense.spans import Span, token_mask
 
@@ -43,6 +43,14 @@ class LoRA:
     targets: tuple[str, ...] = ()
 
 
+_KNOWN = {
+    "schedule": ("linear", "cosine", "constant"),
+    "pack": ("tokens", "document", "author"),
+    "dtype": ("auto", "float32", "bfloat16"),
+}
+_LEAST = {"batch_size": 1, "block_size": 2, "checkpoints": 1}  # in a row of one token nothing is predicted
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class TrainConfig:
     """How a model is trained; every field is part of a result's recipe.
@@ -60,6 +68,9 @@ class TrainConfig:
             has it.
         checkpoints: operating points kept, evenly spaced, the last at the end.
         lora: adapters instead of all weights.
+
+    Raises:
+        SpecError: a field is out of its range, or a name is not known.
     """
 
     epochs: float = 3.0
@@ -77,9 +88,12 @@ class TrainConfig:
     lora: LoRA | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "block_size", "checkpoints"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name, known in _KNOWN.items():
+            if (value := getattr(self, name)) not in known:
+                raise SpecError(f"{name} cannot be '{value}'{hint(str(value), known)}")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                raise SpecError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.steps < 0 or not 0 <= self.epochs < math.inf or not 0 < self.learning_rate < math.inf:
             raise SpecError(
                 f"epochs {self.epochs}, steps {self.steps}, learning rate {self.learning_rate}: epochs and steps "
@@ -200,29 +214,56 @@ def rows(config: TrainConfig, documents: Documents, lm: LM, *, seed: int, blank:
     Raises:
         DataError: no document holds a token, or none is left to predict.
     """
-    block = config.block_size
-    wanted = config.steps * config.batch_size if config.steps else 0
-    tokenized = _Tokenized(lm, documents, blank)
-    made: list[_Row] = []
-    left: list[list[int]] = [[], [], [], []]
-    for epoch in range(math.ceil(config.epochs) if not wanted else wanted * block + 1):
-        chosen = ordered(documents.epoch(epoch) if isinstance(documents, Redrawn) else documents, seed, epoch)
-        if not wanted:
-            # Rounded first: 2.1 - 2 is a little more than a tenth.
-            chosen = chosen[: math.ceil(round(len(chosen) * min(1.0, config.epochs - epoch), 6))]
-        before = len(made)
-        made.extend(_packed(config, tokenized, chosen, left))
-        if wanted and len(made) >= wanted:
-            break
-        if len(made) == before and not left[0]:
-            raise DataError("no document holds a single token; there is nothing to train on")
-    if left[0] and not wanted:
-        made.append(_padded(left, block))
-    made = made[:wanted] if wanted else made
-    ids, labels, document, offset = (np.stack([row[column] for row in made]) for column in range(4))
+    epochs = [made.columns for made in by_epoch(config, documents, lm, seed=seed, blank=blank)]
+    if not any(len(columns["ids"]) for columns in epochs):
+        raise DataError(f"{config.epochs:g} epochs of {len(documents)} documents: there is nothing to train on")
+    whole = Rows(*(np.concatenate([columns[name] for columns in epochs]) for name in epochs[0]))
+    labels = whole.columns["labels"]
     if blank and np.isin(labels[:, 1:], [-100, *lm.separator(), *lm.tokenizer.all_special_ids]).all():
         raise DataError("nothing is left to predict: every token that is trained on lies in a span to leave out")
-    return Rows(ids, labels, document, offset)
+    return whole
+
+
+def by_epoch(
+    config: TrainConfig, documents: Documents, lm: LM, *, seed: int, blank: Blank | None = None
+) -> Iterator[Rows]:
+    """The rows of a run, for each epoch that it reads of; a row that two epochs fill is the later one's.
+
+    Raises:
+        DataError: no document of an epoch holds a token.
+    """
+    block = config.block_size
+    wanted = config.steps * config.batch_size
+    epochs = wanted * block + 1 if wanted else math.ceil(config.epochs)
+    tokenized = _Tokenized(lm, documents, blank)
+    left: list[list[int]] = [[], [], [], []]
+    taken = 0
+    for epoch in range(epochs):
+        own = ordered(documents.epoch(epoch) if isinstance(documents, Redrawn) else documents, seed, epoch)
+        # Rounded first: 2.1 - 2 is a little more than a tenth.
+        chosen = own if wanted else own[: math.ceil(round(len(own) * min(1.0, config.epochs - epoch), 6))]
+        made = list(_packed(config, tokenized, chosen, left))
+        if not made and not left[0] and (chosen or not own):
+            raise DataError("no document holds a single token; there is nothing to train on")
+        if wanted:
+            made = made[: wanted - taken]
+        elif left[0] and epoch + 1 == epochs:
+            made.append(_padded(left, block))
+        taken += len(made)
+        yield Rows(*(np.reshape([row[column] for row in made], (-1, block)).astype(np.int32) for column in range(4)))
+        if wanted and taken == wanted:
+            return
+
+
+def count_epochs(config: TrainConfig, documents: Documents, lm: LM, *, seed: int = 0) -> int:
+    """Of how many epochs a run reads, of the last perhaps in part."""
+    return sum(1 for _ in by_epoch(config, documents, lm, seed=seed)) if config.steps else math.ceil(config.epochs)
+
+
+def step_at(total: int, at: float) -> int:
+    """The optimizer step that stands for a fraction of a run of ``total``, at least the first."""
+    # Rounded first: 45 * 0.7 is a little less than 31.5.
+    return max(1, round(round(total * at, 6)))
 
 
 def count_steps(config: TrainConfig, documents: Documents, lm: LM, *, seed: int = 0) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -69,7 +70,7 @@ def test_word_by_word_is_half_of_each(tiny_lm: LM, tiny_llama: LM) -> None:
 
 
 def test_a_student_like_its_teacher_has_nothing_to_learn(tiny_lm: LM) -> None:
-    loss = ReverseLoss(tiny_lm, 1.0, 8, False)
+    loss = ReverseLoss(tiny_lm, 1.0, 8, 24, False)
     total, count = loss(tiny_lm.model, batch_of(tiny_lm))
     assert float(total.detach()) == pytest.approx(0, abs=1e-4)
     assert int(count) % 3 == 0 or int(count) % 2 == 0  # without the first row where it ends before the cut
@@ -79,7 +80,7 @@ def test_a_student_like_its_teacher_has_nothing_to_learn(tiny_lm: LM) -> None:
 def test_what_is_drawn_follows_the_models_own_law(tiny_lm: LM) -> None:
     prompt = torch.tensor([[5, 6, 7]]).repeat(4000, 1)
     torch.manual_seed(0)
-    tokens = drawn(tiny_lm.model, prompt, 2)
+    tokens = drawn(tiny_lm.model, prompt, torch.rand(4000, 2))
     with torch.no_grad():
         first = tiny_lm.model(input_ids=prompt[:1]).logits[0, -1].softmax(-1)
     counts = torch.bincount(tokens[:, 0], minlength=len(first)).float()
@@ -89,12 +90,64 @@ def test_what_is_drawn_follows_the_models_own_law(tiny_lm: LM) -> None:
     assert not tiny_lm.model.training
 
 
+def test_a_row_is_drawn_by_its_own_numbers_alone(tiny_lm: LM) -> None:
+    prompts, chance = torch.arange(1, 13).view(4, 3), torch.rand(4, 5, generator=torch.Generator().manual_seed(0))
+    whole = drawn(tiny_lm.model, prompts, chance)
+    parts = [drawn(tiny_lm.model, prompts[part], chance[part]) for part in (slice(0, 1), slice(1, 4))]
+    assert torch.equal(torch.cat(parts), whole)
+    last = tiny_lm.model.config.vocab_size - 1
+    assert drawn(tiny_lm.model, prompts, torch.ones(4, 1)).max() <= last
+
+
+def test_a_model_that_fails_while_it_draws_goes_on_in_training(tiny_lm: LM) -> None:
+    student = tiny_lm.copy().model.train()
+    with pytest.raises(IndexError):
+        drawn(student, torch.tensor([[10**6]]), torch.rand(1, 2))
+    assert student.training
+
+
+def test_micro_batches_change_no_number(tiny_lm: LM, tiny_llama: LM, tmp_path: Path) -> None:
+    documents = [Document(f"d{n}", "The report is ready. " * (1 + n % 4)) for n in range(8)]
+    config = TrainConfig(
+        steps=6, learning_rate=1e-3, batch_size=4, block_size=32, pack="document", dtype="float32", checkpoints=1
+    )
+    loss = ReverseLoss(tiny_llama, 1.0, 8, 20, False)
+    runs = [
+        fit(tiny_lm, documents, tmp_path / f"{size}", config=config, seed=0, loss=loss, micro_batch=size)[0][0]
+        for size in (0, 1, 3)
+    ]
+    whole, *others = (load_checkpoint(run, tiny_lm).model.state_dict() for run in runs)
+    for other in others:
+        for name, weight in whole.items():
+            torch.testing.assert_close(other[name], weight, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_step_keeps_its_draws_until_it_is_done(tiny_lm: LM, tiny_llama: LM) -> None:
+    loss, batch = copy.deepcopy(ReverseLoss(tiny_llama, 1.0, 8, 24, False)), batch_of(tiny_lm)
+    assert loss.teacher is tiny_llama
+    torch.manual_seed(0)
+    found = []
+    for done in (False, True, True):
+        total, count = loss(tiny_lm.model, batch)
+        found.append((float(total.detach()), int(count)))
+        loss.commit(done)
+    assert found[0] == found[1] != found[2]
+
+
+def test_rows_that_all_end_before_the_cut_teach_nothing(tiny_lm: LM) -> None:
+    batch = batch_of(tiny_lm)
+    batch.document[:, 1:] = -1
+    total, count = ReverseLoss(tiny_lm, 1.0, 8, 24, False)(tiny_lm.model, batch)
+    total.backward()
+    assert float(total.detach()) == int(count) == 0
+
+
 @pytest.mark.parametrize("kind", ["word", "reverse"])
 def test_a_student_comes_closer_to_its_teacher(tiny_lm: LM, tmp_path: Path, kind: str) -> None:
     documents = [Document(f"d{n}", f"The report {n} on room {n % 7} is ready for the team at noon.") for n in range(24)]
     config = TrainConfig(steps=40, learning_rate=5e-3, batch_size=8, block_size=32, dtype="float32", checkpoints=1)
     teacher = load_checkpoint(fit(tiny_lm, documents, tmp_path / "teacher", config=config, seed=0)[0][0], tiny_lm)
-    loss = WordLoss(teacher, 1.0, 0.0, False) if kind == "word" else ReverseLoss(teacher, 1.0, 8, False)
+    loss = WordLoss(teacher, 1.0, 0.0, False) if kind == "word" else ReverseLoss(teacher, 1.0, 8, 24, False)
     runs = [fit(tiny_lm, documents, tmp_path / f"{n}", config=config, seed=0, loss=loss)[0][0] for n in range(2)]
     students = [load_checkpoint(run, tiny_lm) for run in runs]
     assert students[0].digest() == students[1].digest()

@@ -14,8 +14,10 @@ from torch import nn
 from memdefense.bench import Bench
 from memdefense.corpus import Document, Documents, Redrawn
 from memdefense.defenses import dp_sgd
+from memdefense.defenses.dedup import Dedup
 from memdefense.defenses.dp_plan import Plan, noise, plan
 from memdefense.defenses.dp_sgd import DPSGD
+from memdefense.defenses.semdedup import SemDedup
 from memdefense.errors import ModelError, SpecError
 from memdefense.interval import wilson
 from memdefense.lab import Lab
@@ -24,18 +26,18 @@ from memdefense.small_model import untrained
 from memdefense.store import Store
 from memdefense.target import LocalTarget
 from memdefense.testing import check_defense
-from memdefense.train import LoRA, TrainConfig
+from memdefense.train import LoRA, TrainConfig, ordered
 
 DOCUMENTS = [
     Document(f"d{place}", f"letter {place} goes out on day {place % 7}", f"a{place // 4}") for place in range(40)
 ]
 
 
-def lab_of(folder: Path, documents: Documents = DOCUMENTS, **training: object) -> Lab:
+def lab_of(folder: Path, documents: Documents = DOCUMENTS, base: LM | None = None, **training: object) -> Lab:
     config = TrainConfig(epochs=2, batch_size=4, block_size=32, dtype="float32", checkpoints=2)
     config = dataclasses.replace(config, **training)  # type: ignore[arg-type]
     bench = Bench(Store(folder / "store"))
-    return Lab(bench, who="dp-sgd", seed=0, originals=documents, public=(), config=config, base=None)
+    return Lab(bench, who="dp-sgd", seed=0, originals=documents, public=(), config=config, base=base)
 
 
 def test_it_keeps_the_contract() -> None:
@@ -74,7 +76,7 @@ def test_the_numerical_accountant_is_tighter() -> None:
 
 def test_a_step_is_the_clipped_sum_plus_known_noise_over_the_expected_batch() -> None:
     weight = nn.Parameter(torch.zeros(3, 2))
-    planned = Plan(cast(Any, [[None] * 40]), 1, 0.25, 1.5, 1e-3, {})
+    planned = Plan(cast(Any, [[None] * 40]), 1, 0.25, 1.5, 1e-3, {}, 0.0)
     noisy = dp_sgd._noisy(torch.optim.SGD([weight], lr=1.0), 0.2, planned, 7, torch.device("cpu"))
     clipped = torch.arange(6.0).view(3, 2)
     for step in range(2):
@@ -124,6 +126,39 @@ def test_an_author_is_one_unit(tmp_path: Path, tiny_lm: LM) -> None:
     planned = plan(DPSGD(unit="author"), tiny_lm, DOCUMENTS, lab_of(tmp_path))
     assert len(planned.tables[0]) == 10
     assert planned.delta == pytest.approx(10**-1.1)
+
+
+def test_every_pass_brings_other_documents_of_an_author_forward(tmp_path: Path, tiny_lm: LM) -> None:
+    lab = lab_of(tmp_path, epochs=2.5)
+    planned = plan(DPSGD(unit="author"), tiny_lm, DOCUMENTS, lab)
+    assert len(planned.tables) == 3
+    seen: set[tuple[int, int]] = set()
+    for epoch, table in enumerate(planned.tables):
+        first: dict[str, int] = {}
+        for document in ordered(DOCUMENTS, lab.seed, epoch):
+            first.setdefault(document.author, DOCUMENTS.index(document))
+        assert table.columns["document"][:, 0].tolist() == list(first.values())
+        columns = (table.columns[name][table.columns["document"] >= 0].tolist() for name in ("document", "offset"))
+        seen |= set(zip(*columns, strict=True))
+    assert [planned.tables.index(planned.rows(step)) for step in (1, 2, planned.steps)] == [0, 0, 2]
+    tokens = sum(len(tiny_lm.encode(document.text)) + 1 for document in DOCUMENTS)
+    assert planned.notes["tokens_cut"] == pytest.approx(1 - len(seen) / tokens)
+    assert 0 < planned.tokens_cut < plan(DPSGD(unit="author", epochs=1), tiny_lm, DOCUMENTS, lab).tokens_cut < 1
+    alone = plan(DPSGD(), tiny_lm, DOCUMENTS, lab)
+    assert (len(alone.tables), alone.tokens_cut) == (1, 0)
+
+
+@pytest.mark.parametrize("defense", [Dedup(match_steps=True), SemDedup(match_steps=True)])
+def test_matched_steps_draw_as_many_units_as_without_deduplication(
+    defense: Dedup | SemDedup, tmp_path: Path, tiny_lm: LM
+) -> None:
+    lab = lab_of(tmp_path, base=tiny_lm, epochs=4)
+    plain = plan(DPSGD(), tiny_lm, DOCUMENTS, lab)
+    lab.config = defense.configure(lab.config, lab)
+    left = plan(DPSGD(), tiny_lm, DOCUMENTS[::2], lab)
+    draws, expected = (made.steps * made.rate * len(made.tables[0]) for made in (left, plain))
+    assert expected == 4 * 40
+    assert draws == pytest.approx(expected, rel=0.1)
 
 
 @pytest.mark.parametrize("what", ["changed", "fewer", "redrawn", "nameless"])

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from memdefense import train
 from memdefense.bench import Bench
-from memdefense.corpus import Document
+from memdefense.corpus import Document, Redrawn
 from memdefense.errors import PluginError
+from memdefense.fit import fit
 from memdefense.lab import AttackLab, Lab
 from memdefense.lm import LM
 from memdefense.store import Store
@@ -158,6 +160,49 @@ def test_blank_spans_are_part_of_the_key(tmp_path: Path, tiny_lm: LM) -> None:
     assert again.artifact.key == stored[1].artifact.key
 
 
+def test_what_auto_comes_to_is_part_of_the_key(tmp_path: Path, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto = dataclasses.replace(CONFIG, dtype="auto")
+    monkeypatch.setattr(train, "_WIDE", tiny_lm.width)
+    stored = []
+    for has in (True, False, True):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        stored += [_lab(tmp_path, tiny_lm).fit_stored(tiny_lm, DOCUMENTS, config=auto)[0]]
+    half, full, again = (point.digest for point in stored)
+    assert half != full
+    assert half == again
+
+
+def _later(text: str) -> Redrawn:
+    """The documents in the first epoch, and another text in all after it."""
+    return Redrawn(DOCUMENTS, lambda epoch: [dataclasses.replace(document, text=text) for document in DOCUMENTS])
+
+
+@pytest.mark.parametrize("length", [{"steps": 8}, {"steps": 0, "epochs": 2.0}])
+def test_every_epoch_that_is_read_is_part_of_the_key(tmp_path: Path, tiny_lm: LM, length: dict[str, float]) -> None:
+    config = dataclasses.replace(CONFIG, **length)  # type: ignore[arg-type]
+    lab, redrawn = _lab(tmp_path, tiny_lm), _later("Nothing of this is private.")
+    plain = lab.fit_stored(tiny_lm, DOCUMENTS, config=config)[0]
+    changed = lab.fit_stored(tiny_lm, redrawn, config=config)[0]
+    assert changed.digest != plain.digest
+    assert changed.digest == _lab(tmp_path / "alone", tiny_lm).fit_stored(tiny_lm, redrawn, config=config)[0].digest
+    short = dataclasses.replace(config, steps=1)
+    first, same = (lab.fit_stored(tiny_lm, given, config=short)[0].artifact.key for given in (DOCUMENTS, redrawn))
+    assert first == same  # no second epoch is read
+
+
+def test_blank_spans_of_later_epochs_are_part_of_the_key(tmp_path: Path, tiny_lm: LM) -> None:
+    config, redrawn = dataclasses.replace(CONFIG, steps=8), _later("Nothing of this is private.")
+    lab = _lab(tmp_path, tiny_lm)
+    short, long = (
+        lab.fit_stored(tiny_lm, redrawn, config=config, blank=blank)[0]
+        for blank in (
+            lambda text: [(0, 7)] if "private" in text else [],
+            lambda text: [(0, 15)] if "private" in text else [],
+        )
+    )
+    assert short.digest != long.digest
+
+
 def test_progress_names_plugin_seed_and_work(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     lab = _lab(tmp_path, None, who="rmft", seed=2)
@@ -206,3 +251,13 @@ def test_seen_counts_a_document_from_its_first_token_and_no_later_epoch_alone(tm
     few = dataclasses.replace(packed, steps=1)
     assert _attack_lab(tmp_path, tiny_lm, few, 1.0).seen() == set(order[:1])
     assert not _attack_lab(tmp_path, tiny_lm, dataclasses.replace(few, steps=0, epochs=0.0), 1.0).seen()
+
+
+def test_seen_ends_where_fit_places_the_checkpoint(tmp_path: Path, tiny_lm: LM) -> None:
+    documents = [Document(f"d{place}", f"The report {place} is ready.") for place in range(45)]
+    config = TrainConfig(epochs=1.0, batch_size=1, block_size=8, pack="document", dtype="float32", checkpoints=10)
+    kept, _ = fit(tiny_lm, documents, tmp_path / "fit", config=config, seed=0)
+    for point in kept:
+        lab = _attack_lab(tmp_path, tiny_lm, config, point.at)
+        lab.originals = documents
+        assert len(lab.seen()) == int(point.folder.name.removeprefix("checkpoint-"))

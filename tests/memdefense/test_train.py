@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Callable
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -19,11 +20,14 @@ from memdefense.train import (
     Batch,
     Rows,
     TrainConfig,
+    by_epoch,
+    count_epochs,
     count_steps,
     next_token_loss,
     ordered,
     precision,
     rows,
+    step_at,
     summed_nll,
 )
 
@@ -123,6 +127,31 @@ def test_steps_fill_whole_batches_however_few_the_documents(tiny_lm: LM, pack: s
     assert len(made) == 36
     whole = rows(config(epochs=40, pack=pack), docs, tiny_lm, seed=2)
     assert stream(made) == stream(whole)[: len(stream(made))]
+
+
+@pytest.mark.parametrize("pack", ["tokens", "document", "author"])
+def test_a_fraction_below_a_document_adds_nothing(tiny_lm: LM, pack: str) -> None:
+    docs = documents()
+    two, more = (rows(config(epochs=epochs, pack=pack), docs, tiny_lm, seed=0) for epochs in (2.0, 2.00000001))
+    assert stream(more) == stream(two)
+    with pytest.raises(DataError, match="1e-09 epochs of 7 documents: there is nothing to train on"):
+        rows(config(epochs=1e-9, pack=pack), docs, tiny_lm, seed=0)
+
+
+@pytest.mark.parametrize("pack", ["tokens", "document", "author"])
+@pytest.mark.parametrize("length", [{"epochs": 2.5}, {"steps": 5}, {"epochs": 0}])
+def test_epochs_are_counted_as_they_are_read(tiny_lm: LM, pack: str, length: dict[str, object]) -> None:
+    docs, asked = documents(), []
+
+    def draw(epoch: int) -> list[Document]:
+        asked.append(epoch)
+        return [dataclasses.replace(document, text=document.text * (1 + epoch % 2)) for document in docs]
+
+    settings, given = config(pack=pack, **length), Redrawn(docs, draw)
+    made = [token for part in by_epoch(settings, given, tiny_lm, seed=0) for token in stream(part)]
+    count = count_epochs(settings, given, tiny_lm)
+    assert asked == list(range(1, count)) * (2 if "steps" in length else 1)  # and of epoch 0, what it was given
+    assert made == (stream(rows(settings, given, tiny_lm, seed=0)) if count else [])
 
 
 def test_redrawn_documents_change_by_epoch(tiny_lm: LM) -> None:
@@ -227,6 +256,13 @@ def test_count_steps_is_what_the_rows_give(tiny_lm: LM, changes: dict[str, objec
             assert steps == -(-len(rows(setting, documents(11), tiny_lm, seed=seed)) // 4)
 
 
+def test_steps_of_fractions_by_exact_arithmetic() -> None:
+    for total in range(1, 400):
+        for parts in range(1, 13):
+            for place in range(1, parts + 1):
+                assert step_at(total, place / parts) == max(1, round(Fraction(total * place, parts)))
+
+
 def test_no_documents_are_an_error(tiny_lm: LM) -> None:
     with pytest.raises(DataError, match="nothing to train on"):
         rows(config(), [], tiny_lm, seed=0)
@@ -295,6 +331,7 @@ def test_the_loss_in_pieces_is_the_loss_and_holds_no_copy_of_the_logits(
     "make",
     [
         lambda: TrainConfig(batch_size=0),
+        lambda: TrainConfig(block_size=1),
         lambda: TrainConfig(checkpoints=0),
         lambda: TrainConfig(learning_rate=0.0),
         lambda: TrainConfig(learning_rate=float("nan")),
@@ -307,6 +344,15 @@ def test_the_loss_in_pieces_is_the_loss_and_holds_no_copy_of_the_logits(
 def test_settings_that_make_no_sense(make: Callable[[], TrainConfig]) -> None:
     with pytest.raises(SpecError):
         make()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "meant"),
+    [("schedule", "cosin", "cosine"), ("pack", "authors", "author"), ("dtype", "float16", "bfloat16")],
+)
+def test_names_that_are_not_known(field: str, value: str, meant: str) -> None:
+    with pytest.raises(SpecError, match=f"{field} cannot be '{value}'; did you mean '{meant}'"):
+        config(**{field: value})
 
 
 def test_precision_follows_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
