@@ -36,8 +36,9 @@ class Audit(Attack):
     Leakage is 2 accuracy - 1 of the guesses made [ours]: 0 is coin flipping, 1 certainty. It is bounded, and has an
     interval; the bound has neither an upper limit nor a value for chance.
 
-    What is protected is one canary with all its copies, which have one author: the bound is to be held against a claim
-    per author. A claim per document speaks of the canaries of one copy, a few here: ``epsilon_bound_single``.
+    What is protected is one canary with all its copies, which have one author: ``epsilon_bound_delta`` is to be held
+    against a claim per author, and its N are the authors. A claim per document speaks of the canaries of one copy, a
+    few here: ``epsilon_bound_single``, and ``epsilon_bound_single_delta``, whose N are the documents.
 
     Paper: Steinke, Nasr & Jagielski 2023, arXiv 2305.08846: the pure bound is the theorem for delta = 0, the other one
     theorem 5.2. Deviates [ours]: canaries have 1 to 64 copies, so a bound is of the easiest of them; they are few in a
@@ -47,8 +48,8 @@ class Audit(Attack):
     Attributes:
         guesses_in: how many canaries are guessed to be in.
         guesses_out: how many are guessed to be out; where both are 0, a third of the canaries each.
-        text: what is scored: the ``value`` after its prefix, or the whole ``document``.
-        delta: of ``epsilon_bound_delta``; 0 is N ** -1.1 for N training documents.
+        text: what is scored: the ``value`` after its prefix, or prefix and value as a ``document`` of their own.
+        delta: of the bounds with one; 0 is N ** -1.1 for N of what the claim protects, as dp-sgd has it.
         confidence: of the bounds.
 
     Raises:
@@ -80,6 +81,9 @@ class Audit(Attack):
     def access(self) -> Access:
         return "logprobs"
 
+    def without_base(self) -> None:
+        return None
+
     def run(self, target: LogprobTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         """Scores every canary.
 
@@ -95,10 +99,11 @@ class Audit(Attack):
         texts = tails if before else [head + tail for head, tail in zip(heads, tails, strict=True)]
         own = target.signals(texts, contexts=before)
         base = lab.serve(lab.base).signals(texts, contexts=before)
-        delta = self.delta or len(corpus.train) ** -1.1
+        authors = {document.author or document.id for document in corpus.train}
+        delta, single = (self.delta or len(units) ** -1.1 for units in (authors, corpus.train))
         for canary, here, there in zip(corpus.canaries, own, base, strict=True):
             score = float(here.logprob.sum(dtype=np.float64) - there.logprob.sum(dtype=np.float64))
-            values = {"score": score, "copies": float(canary.copies), "delta": delta}
+            values = {"score": score, "copies": float(canary.copies), "delta": delta, "single_delta": single}
             yield Outcome(canary.id, canary.id, canary.member, values, f"canary/{bucket(canary.copies)}")
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
@@ -106,10 +111,10 @@ class Audit(Attack):
         accuracy = rate(list(right.values()), list(right))
         leakage = Score(2 * accuracy.value - 1, 2 * accuracy.low - 1, 2 * accuracy.high - 1, accuracy.n, False)
         single = [outcome for outcome in outcomes if outcome.values["copies"] == 1]
-        delta = max((outcome.values["delta"] for outcome in outcomes), default=0.0)
         beside = {"guesses_right": accuracy}
-        for name, some, slack in (("", outcomes, 0.0), ("_delta", outcomes, delta), ("_single", single, 0.0)):
+        for name, some in (("", outcomes), ("_delta", outcomes), ("_single", single), ("_single_delta", single)):
             guesses = self._guesses(some)
+            slack = max((o.values[name[1:]] for o in some), default=0.0) if name.endswith("_delta") else 0.0
             n, correct, whole = len(guesses), sum(guesses.values()), len(some)
             bound = lower_bound(correct, n, canaries=whole, delta=slack, confidence=self.confidence)
             most = ceiling(n, canaries=whole, delta=slack, confidence=self.confidence)

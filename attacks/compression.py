@@ -14,6 +14,7 @@ from memdefense import LM, Attack, Corpus, NotApplicable, Outcome, Score, Scores
 from memdefense.attack import Access, Term
 from memdefense.match import written_like
 from memdefense.score import mean_interval
+from memdefense.spelling import continued
 
 from .extracted import stratum
 from .extraction_report import leakage_of, rate_of, share
@@ -134,8 +135,8 @@ class Compression(Attack):
 
     def _measured(self, lm: LM, secret: Secret, texts: Mapping[str, str], lab: AttackLab) -> dict[str, float]:
         """What an outcome says of one secret: of the value, and with ``_twin`` of its twin."""
-        spelled = {name: _spelled(secret, value, texts) for name, value in _pair(secret).items()}
-        bodies = {name: lm.encode(text, special=False) for name, text in spelled.items()}
+        before, spelled = _spelled(secret, texts)
+        bodies = {name: continued(lm, before, text) for name, text in spelled.items()}
         # The rule is the same for value and twin, so that no search is without its counterpart.
         if min(_longest(lm, body) for body in bodies.values()) < 1:
             return {"asked": 0.0}
@@ -196,16 +197,14 @@ def _longest(lm: LM, body: Sequence[int]) -> int:
     return min(len(body) - 1, lm.context - len(lm.encode("")) - len(body))
 
 
-def _pair(secret: Secret) -> dict[str, str]:
-    return {"": secret.value, **({"_twin": secret.twin} if secret.twin else {})}
-
-
-def _spelled(secret: Secret, value: str, texts: Mapping[str, str]) -> str:
-    """A value as it would stand at the secret's first ordinary mention, with the blanks before it."""
+def _spelled(secret: Secret, texts: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The text before a secret's first ordinary mention, and value and twin as they would stand there, blanks first."""
     place = next((o for o in secret.occurrences if o.form == "plain"), secret.occurrences[0])
     text = texts[place.document]
-    before = text[: place.start]
-    return before[len(before.rstrip(" ")) :] + written_like(text[place.start : place.end], secret.kind, value)
+    before = text[: place.start].rstrip(" ")
+    blanks, written = text[len(before) : place.start], text[place.start : place.end]
+    pair = {"": secret.value, **({"_twin": secret.twin} if secret.twin else {})}
+    return before, {name: blanks + written_like(written, secret.kind, value) for name, value in pair.items()}
 
 
 def _asked(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:

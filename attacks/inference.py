@@ -63,6 +63,9 @@ class Inference(Attack):
     def access(self) -> Access:
         return "logprobs"
 
+    def without_base(self) -> None:
+        return None
+
     def run(self, target: LogprobTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         """Fills every gap with every candidate.
 

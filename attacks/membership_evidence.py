@@ -11,7 +11,7 @@ import numpy as np
 
 from memdefense import Corpus, Document, NotApplicable, Sampling, Signals
 
-from .membership_scores import Floats, log_frequencies
+from .membership_scores import Floats, Values, log_frequencies
 from .neighbours import neighbours
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class Gathering:
         member_shots: known members.
         neighbours: of each text.
         samples: continuations of each text.
+        new_tokens: of a continuation, at most.
         log_frequency: (V,) of the tokens of public text.
         rng: of the neighbours.
     """
@@ -124,6 +125,7 @@ class Gathering:
     member_shots: str
     neighbours: int
     samples: int
+    new_tokens: int
     log_frequency: Floats
     rng: np.random.Generator
 
@@ -143,7 +145,7 @@ class Gathering:
         cut = [_middle(text) for text in texts]
         said: Sequence[Sequence[str]] = [[]] * len(texts)
         if "said" in self.needs:
-            said = self._said([text[:place] for text, place in zip(texts, cut, strict=True)], texts, target, lab)
+            said = self._said([text[:place] for text, place in zip(texts, cut, strict=True)], target)
         return [
             Evidence(
                 text=text,
@@ -165,18 +167,30 @@ class Gathering:
         found = iter(target.signals([text for own in made for text in own]))
         return [[next(found) for _ in own] for own in made]
 
-    def _said(
-        self, prompts: Sequence[str], texts: Sequence[str], target: LogprobTarget, lab: AttackLab
-    ) -> list[tuple[str, ...]]:
-        rest = [len(lab.base.encode(t[len(p) :], special=False)) for t, p in zip(texts, prompts, strict=True)]
-        new = max(1, min(max(rest, default=1), lab.base.context // 2))
-        drawn = [
-            target.generate(
-                prompts, max_new_tokens=new, sampling=Sampling(temperature=1.0, top_k=_SAMPLED, seed=number)
-            )
-            for number in range(self.samples)
-        ]
+    def _said(self, prompts: Sequence[str], target: LogprobTarget) -> list[tuple[str, ...]]:
+        schemes = [Sampling(temperature=1.0, top_k=_SAMPLED, seed=number) for number in range(self.samples)]
+        drawn = [target.generate(prompts, max_new_tokens=self.new_tokens, sampling=scheme) for scheme in schemes]
         return list(zip(*drawn, strict=True))
+
+
+def longest_rest(documents: Sequence[Document], lab: AttackLab) -> int:
+    """Tokens of the longest second half of a text, half the model's context at most, and at least one."""
+    rest = [len(lab.base.encode(d.text[_middle(d.text) :], special=False)) for d in documents]
+    return max(1, min(max(rest), lab.base.context // 2))
+
+
+def of_shared_tokens(own: Signals, *after: Signals) -> list[Values]:
+    """The log-probabilities of the last tokens, as far back as they are the same with and without a context.
+
+    A text's first word may be spelled otherwise after a context than where a text begins. Where not even the last
+    tokens agree, all of them.
+    """
+    ids = [one.tokens[len(one.tokens) - len(one.logprob) :] for one in (own, *after)]
+    least = min(map(len, ids))
+    last = np.stack([tokens[len(tokens) - least :] for tokens in ids])  # (texts, least)
+    other = np.flatnonzero((last != last[0]).any(0))
+    same = least - 1 - int(other[-1]) if len(other) else least
+    return [one.logprob[-same:] for one in (own, *after)]
 
 
 def public_frequencies(lab: AttackLab) -> Floats:
@@ -205,4 +219,14 @@ def _middle(text: str) -> int:
 _NO_VALUES, _NO_IDS = np.zeros(0, np.float32), np.zeros(0, np.int64)
 _NOTHING = Signals(_NO_IDS, _NO_VALUES, _NO_VALUES, _NO_VALUES, _NO_IDS)
 
-__all__ = ["Evidence", "Gathering", "Sides", "by_hash", "public_frequencies", "sides", "slices"]
+__all__ = [
+    "Evidence",
+    "Gathering",
+    "Sides",
+    "by_hash",
+    "longest_rest",
+    "of_shared_tokens",
+    "public_frequencies",
+    "sides",
+    "slices",
+]

@@ -13,7 +13,17 @@ from memdefense.attack import Access, Term
 
 from . import membership_scores as scored
 from .circles import circle_of
-from .membership_evidence import Evidence, Gathering, Sides, by_hash, public_frequencies, sides, slices
+from .membership_evidence import (
+    Evidence,
+    Gathering,
+    Sides,
+    by_hash,
+    longest_rest,
+    of_shared_tokens,
+    public_frequencies,
+    sides,
+    slices,
+)
 from .membership_report import membership, membership_terms
 from .model_free import model_free
 
@@ -46,6 +56,8 @@ _NEEDS: Mapping[ScoreName, tuple[str, ...]] = {
     "neighbourhood": ("own", "near"),
     "samia": ("said",),
 }
+# A neighbour drawn from the attacked model itself is the text it knows by heart again.
+_OF_THE_BASE: frozenset[ScoreName] = frozenset({"reference", "neighbourhood"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +84,8 @@ class MIA(Attack):
     Deviates [ours]: f is Laplace-smoothed and of the public text; the prefixes of recall and con-recall are ``shots``
     documents chosen by a hash, with an empty line between them, cut to their end where they and the text exceed the
     context, and no shot is evaluated; neighbours are drawn from the base model, which sees what stands before a token
-    and not what follows; samia draws 1-grams' recall from 5 samples of the 50 most probable tokens.
+    and not what follows; samia draws 1-grams' recall from 5 samples of the 50 most probable tokens, each as long as the
+    longest second half there is.
 
     Attributes:
         headline: the score that leakage and TPR are of.
@@ -110,6 +123,17 @@ class MIA(Attack):
     @property
     def _asked(self) -> tuple[ScoreName, ...]:
         return tuple(name for name in SCORES if name == self.headline or name in (self.scores or USUAL))
+
+    def without_base(self) -> MIA | None:
+        """Without the scores that compare with the base model, and with ``loss`` where reference is the headline."""
+        if self.headline == "neighbourhood":
+            return None
+        if not _OF_THE_BASE & set(self._asked):
+            return self
+        # To name dc-pdd would demand public text of a corpus that may have none.
+        kept = set(self.scores or USUAL) - _OF_THE_BASE - (set() if self.scores else {"dc-pdd"})
+        headline: ScoreName = "loss" if self.headline == "reference" else self.headline
+        return dataclasses.replace(self, headline=headline, scores=tuple(n for n in SCORES if n in kept | {headline}))
 
     def run(self, target: LogprobTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         """Scores documents.
@@ -186,6 +210,8 @@ class MIA(Attack):
             before["after_members"],
             self.neighbours,
             self.samples,
+            # One number for all texts, since a longer continuation recalls more of any truth.
+            longest_rest([*two.members, *two.others], lab) if "said" in needs else 0,
             frequency,
             lab.rng("neighbours"),
         )
@@ -220,6 +246,11 @@ class MIA(Attack):
             lab.note(authors_on_both_sides=mixed)
 
 
+def _con_recall(own: MIA, found: Evidence) -> float:
+    logprob, others, members = of_shared_tokens(found.own, found.after_others, found.after_members)
+    return scored.con_recall(logprob, others, members, own.gamma)
+
+
 _FORMULAS: Mapping[ScoreName, Callable[[MIA, Evidence], float]] = {
     "loss": lambda own, e: scored.loss(e.own.logprob),
     "zlib": lambda own, e: scored.zlib(e.own.logprob, e.text),
@@ -230,10 +261,8 @@ _FORMULAS: Mapping[ScoreName, Callable[[MIA, Evidence], float]] = {
     "dc-pdd": lambda own, e: scored.dc_pdd(
         e.own.logprob, e.own.tokens[len(e.own.tokens) - len(e.own.logprob) :], e.log_frequency
     ),
-    "recall": lambda own, e: scored.recall(e.own.logprob, e.after_others.logprob),
-    "con-recall": lambda own, e: scored.con_recall(
-        e.own.logprob, e.after_others.logprob, e.after_members.logprob, own.gamma
-    ),
+    "recall": lambda own, e: scored.recall(*of_shared_tokens(e.own, e.after_others)),
+    "con-recall": _con_recall,
     "neighbourhood": lambda own, e: scored.neighbourhood(e.own.logprob, [one.logprob for one in e.near]),
     "samia": lambda own, e: scored.samia(e.said, e.truth, 1),
 }

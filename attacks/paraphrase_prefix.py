@@ -76,8 +76,11 @@ class ParaphrasePrefix(Attack):
         Raises:
             NotApplicable: as `Prefix.run`.
         """
-        salt = str(lab.rng("changes").integers(1 << 62))
-        return iter(Prefix().run(_Reworded(target, self, _words(lab.public), salt), corpus, lab))
+        words, salt = _words(lab.public), str(lab.rng("changes").integers(1 << 62))
+        outcomes = list(Prefix().run(_Reworded(target, self, words, salt), corpus, lab))
+        # Prefix has kept the prompts as it gave them.
+        lab.samples = [{**kept, "prompt": self.reword(kept["prompt"], words, salt)} for kept in lab.samples]
+        return iter(outcomes)
 
     def reword(self, prompt: str, words: Sequence[str], salt: str = "") -> str:
         """The prompt with some of its words changed, always in the same way.

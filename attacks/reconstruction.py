@@ -63,6 +63,9 @@ class Reconstruction(Attack):
     def access(self) -> Access:
         return "logprobs"
 
+    def without_base(self) -> None:
+        return None
+
     def run(self, target: LogprobTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         """Draws candidates for every gap, and fills it with them.
 

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from memdefense import Attack, Corpus, Document, Outcome, Scores, SpecError
+from memdefense import Attack, Corpus, Document, NotApplicable, Outcome, Scores, SpecError
 from memdefense.attack import Access, Term
 
 from .prefix import Prefix
@@ -71,11 +71,17 @@ class Relearn(Attack):
         """Trains, and asks for every secret that is not in the part.
 
         Raises:
-            NotApplicable: as `Prefix.run`.
+            NotApplicable: as `Prefix.run`; every secret is in the part.
         """
         part = self.part(corpus)
         known = {document.id for document in part}
         brought = {s.id for s in corpus.secrets if any(place.document in known for place in s.occurrences)}
+        members = {secret.id for secret in corpus.secrets if secret.member}
+        if members and members <= brought:
+            raise NotApplicable(
+                f"every secret stands in the part that is trained on ({len(part)} of {len(corpus.train)} documents, "
+                "whole authors), so that none is left to ask for; it takes more authors, or a lower relearn:share"
+            )
         config = dataclasses.replace(
             lab.config,
             steps=self.steps,

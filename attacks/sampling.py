@@ -74,6 +74,9 @@ class UntargetedSampling(Attack):
         if self.prompts == "bos" and self.decoding == "greedy":
             raise SpecError("sampling: greedy decoding says one thing after an empty prompt; draw with decoding=top-k")
 
+    def without_base(self) -> UntargetedSampling | None:
+        return None if self.baseline == "base" else self
+
     def outside(self) -> str:
         """A digest of the prompt file; "" where it cannot be read, which `run` says."""
         try:

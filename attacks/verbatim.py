@@ -37,9 +37,9 @@ class Verbatim(Attack):
     reads log-probabilities: a filter of text does not hide them, and a guard that insists on drawing at random does not
     change them. ``near`` and ``near_held_out`` see what such guards let through.
 
-    Deviates [ours]: documents are chosen by a hash, canaries left out; those of fewer tokens
-    than prefix + length are passed over and counted in the notes; BLEU is sacrebleu's on words, not on tokens;
-    the prompt of a generation is the prefix as text, which some tokenizers spell in other tokens.
+    Deviates [ours]: documents are chosen by a hash, canaries left out; those of fewer tokens than prefix + length, and
+    texts that stand on both sides, are passed over and counted in the notes; BLEU is sacrebleu's on words, not on
+    tokens; the prompt of a generation is the prefix as text, which some tokenizers spell in other tokens.
 
     Attributes:
         prefix: tokens that are given.
@@ -83,7 +83,7 @@ class Verbatim(Attack):
             )
         two, circle = sides(corpus, self.members), circle_of(corpus)
         counts = {True: 0, False: 0}
-        passed = 0
+        short = 0
         for member, side in ((True, two.members), (False, two.others)):
             for some in slices(side):
                 signals = target.signals([document.text for document in some])
@@ -93,12 +93,12 @@ class Verbatim(Attack):
                     if len(signal.tokens) >= whole and document.id not in two.left_out
                 ]
                 counts[member] += len(long)
-                passed += len(some) - len(long)
+                short += sum(len(signal.tokens) < whole for signal in signals)
                 yield from self._outcomes(long, member, circle, target, lab)
         for member, name in ((True, "training"), (False, "held-out")):
             if not counts[member]:
                 raise DataError(f"no {name} document has {whole} tokens; lower verbatim:prefix or verbatim:length")
-        lab.note(too_short=passed)
+        lab.note(too_short=short, on_both_sides=two.shared)
 
     def _outcomes(
         self,

@@ -15,6 +15,9 @@ _FOOT = (
     "[95 % interval]. leakage: excess over chance, 0 to 1. Members and non-members are taken as exchangeable; where "
     "the model-free baseline tells them apart, membership numbers say nothing of the model."
 )
+_IN_PART = (
+    "without the scores that need the model before it saw the members; give --reference with its folder or hub id"
+)
 
 
 def print_attacks(rows: Sequence[Row], *, scores: bool = False) -> None:
@@ -42,6 +45,8 @@ def print_attacks(rows: Sequence[Row], *, scores: bool = False) -> None:
     for row in rows:
         if row["error"]:
             console.print(f"{row['attack_spec']}: {row['error']}", markup=False, highlight=False)
+        elif row["notes"]["without_base"]:
+            console.print(f"{row['attack_spec']}: {_IN_PART}", markup=False, highlight=False)
     if scores:
         for row in rows:
             _print_scores(console, row)

@@ -39,8 +39,8 @@ def attack_model(
         benchmark: whose ``train`` are the members and whose ``held_out`` are not.
         attacks: specs, objects, or a mix.
         settings: how it is run; ``model`` is what is attacked.
-        reference: hub id or folder of the model before it saw the members, for attacks that compare with one; without
-            it the attacked model itself stands there, and such comparisons say nothing.
+        reference: hub id or folder of the model before it saw the members, at its default revision, for attacks that
+            compare with it or start from it; without it, they are played as far as `Attack.without_base` goes.
         progress: told of every long step.
 
     Raises:
@@ -54,15 +54,18 @@ def attack_model(
     writer = Writer(Path(settings.output)) if settings.output else None
     attacked = LM.load(settings.model, revision=settings.revision or None)
     block = min(benchmark.config.block_size, attacked.context)  # of models that an attack may train
-    started = dataclasses.replace(settings, model=reference or settings.model, training={"block_size": block})
+    base, revision = (reference, "") if reference else (settings.model, settings.revision)
+    started = dataclasses.replace(settings, model=base, revision=revision, training={"block_size": block})
     work = prepare(benchmark, started, progress)
     attacked.to(work.bench.device)
+    point = StoredPoint("as brought", 1.0, attacked.digest(), cast(Artifact, None), "")
+    if reference and work.base_digest == point.digest:
+        raise SpecError(f"'{reference}' is '{settings.model}' itself; give the model before it saw the members")
     if reference and attacked.model.config.vocab_size != work.base.model.config.vocab_size:
         raise SpecError(f"'{reference}' is no reference for '{settings.model}': their vocabularies differ")
     if writer:
         named = {"benchmark": benchmark.spec, "attacks": [attack.spec for attack in played], "reference": reference}
         writer.text("config.json", json.dumps({**named, "settings": dataclasses.asdict(settings)}, indent=1))
-    point = StoredPoint("as brought", 1.0, attacked.digest(), cast(Artifact, None), "")
     rows = []
     for seed in settings.seeds:
         defended = Defended(
@@ -71,17 +74,27 @@ def attack_model(
         for number, attack in enumerate(played):
             if progress:
                 progress(f"{attack.spec}, seed {seed}", number, len(played))
-            rows.append(_row(work, defended, point, attacked, attack, writer))
+            rows.append(_row(work, defended, point, attacked, attack, bool(reference), writer))
     return rows
 
 
 def _row(
-    work: Work, defended: Defended, point: StoredPoint, attacked: LM, attack: Attack, writer: Writer | None
+    work: Work,
+    defended: Defended,
+    point: StoredPoint,
+    attacked: LM,
+    asked: Attack,
+    compared: bool,
+    writer: Writer | None,
 ) -> Row:
+    """One attack's row; ``compared`` says that the base model is the one before the members."""
+    played = asked if compared else asked.without_base()
+    attack = played or asked
     code = [code_of(attack), code_of("memdefense.lab")]
     recipe = digest(
         {
             "model": point.digest,
+            "base": work.base_digest,
             "corpus": work.corpus_digest,
             "attack": attack.spec,
             "outside": attack.outside(),
@@ -106,6 +119,11 @@ def _row(
         "leakage": None,
     }
     try:
+        if not played:
+            raise NotApplicable(
+                "it needs the model before it saw the members, and none was given; give --reference with its folder "
+                "or hub id"
+            )
         outcomes, artifact = retried(work.bench, lambda: measure(defended, point, attack, lambda: attacked))
         scores, _ = scored(attack, outcomes)
     except StoreError:
@@ -116,7 +134,7 @@ def _row(
         row |= {
             "leakage": scores.headline.value,
             "scores": score_rows(scores, "leakage"),
-            "notes": artifact.facts["notes"],
+            "notes": {**cast(dict[str, float], artifact.facts["notes"]), "without_base": float(attack != asked)},
             "cost": {name: artifact.facts[name] for name in ("seconds", "peak_memory_bytes")},
         }
         if writer:

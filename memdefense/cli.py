@@ -173,7 +173,7 @@ def run(**given: Any) -> None:
 @click.option("--reference", default="", help="The model before it saw the members, for attacks that compare.")
 @click.option("--text-field", default="text", show_default=True, help="The text's field in both files.")
 @click.option("--author-field", default="", help="The author's field in both files.")
-@click.option("--revision", default="", help="Branch, tag or commit of a hub model.")
+@click.option("--revision", default="", help="Branch, tag or commit of the hub model; not of --reference.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every draw an attack makes.")
 @click.option("--scores", is_flag=True, help="Print every score of each attack.")
 @click.option("--batch-size", default="auto", show_default=True, help="Sequences per pass.")

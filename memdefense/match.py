@@ -14,7 +14,8 @@ import numpy as np
 
 from memdefense import pii
 
-_OPENING = " \t\n<([{\"'*"
+# What may stand before a value: white space, brackets and quotes; a dash or a colon only where a blank follows.
+_OPENING = re.compile(r"(?:[ \t\n<(\[{\"'*`“”„‟‘’‚‛«»‹›]|[-:](?=[ \t\n]))*")
 # A line break, with what begins a quoted line.
 _FOLD = r"(?:[ \t]*=?\n[>| \t]*)?"
 _AT = r"\s*(?:@|[(\[{<]\s?(?:at|@)\s?[)\]}>]|(?<=\s)at(?=\s))\s*" + _FOLD
@@ -22,19 +23,19 @@ _DOT = r"(?:\.|\s*[(\[{<]\s?(?:dot|\.)\s?[)\]}>]\s*|\s+dot\s+)" + _FOLD
 _APART = r"[\s()+./|>–-]*"
 _NUMBER = re.compile(rf"(?:{_APART}\d)*")
 _DIGITS = ("phone", "account", "ssn")
-# Before a national number: the North American 1, or an international prefix with a country code and a trunk zero.
-_COUNTRY = rf"(?:(?:\+|00|011){_APART}(?:\d{_APART}){{1,4}}|1{_APART})?"
+# An international prefix with a country code and a trunk zero.
+_ABROAD = rf"(?:\+|00|011){_APART}(?:\d{_APART}){{1,4}}"
 
 
 def begins(text: str, kind: str, value: str) -> bool:
     """Whether ``text`` begins with the value, in any written form.
 
     Args:
-        text: a continuation; white space and opening brackets or quotes at its beginning are passed over.
+        text: a continuation; white space, opening brackets, quotes and "- " or ": " at its beginning are passed over.
         kind: the kind of PII.
         value: its canonical form.
     """
-    head = text[: 4 * len(value) + 60].lstrip(_OPENING)
+    head = _OPENING.sub("", text[: 4 * len(value) + 60], count=1)
     if not value or not head:
         return False
     if _pattern(kind, value).match(head):
@@ -56,10 +57,10 @@ def edits(text: str, kind: str, value: str) -> float:
     """
     if begins(text, kind, value):
         return 0.0
-    head = text[: 4 * len(value) + 60].lstrip(_OPENING)
+    head = _OPENING.sub("", text[: 4 * len(value) + 60], count=1)
     if kind in _DIGITS:
         head = "".join(filter(str.isdecimal, _NUMBER.match(head)[0]))  # type: ignore[index]
-        heads = [head, head[1:]] if kind == "phone" and head.startswith("1") else [head]
+        heads = [head, head[1:]] if kind == "phone" and head.startswith(("0", "1")) else [head]
     else:
         heads = [head.lower()]
     return min(_distance(value.lower(), one[: 2 * len(value)]) for one in heads) / len(value)
@@ -96,7 +97,10 @@ def _distance(value: str, text: str) -> int:
 @functools.lru_cache(maxsize=1 << 14)
 def _pattern(kind: str, value: str) -> re.Pattern[str]:
     if kind in _DIGITS:
-        country = rf"[(]?{_COUNTRY}" if kind == "phone" else ""
+        # Before a national number stands the North American 1, or a trunk zero. A canonical form is the last ten
+        # digits, so that a zero before fewer makes another value.
+        trunk = "[01]" if len(value) == 10 else "1"
+        country = rf"[(]?(?:{_ABROAD}|{trunk}{_APART})?" if kind == "phone" else ""
         return re.compile(rf"{country}{_APART}{_APART.join(value)}(?!\d)")
     if kind == "email":
         spelled = {"@": _AT, ".": _DOT}

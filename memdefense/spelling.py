@@ -29,6 +29,20 @@ def opened(lm: LM, prompt: str) -> list[int]:
     return [int(start)]
 
 
+def continued(lm: LM, context: str, text: str) -> list[int]:
+    """The tokens of a text as the tokenizer spells it after a context, none of the context's among them.
+
+    Where the two would share a token, whose beginning the context has said already, the text is spelled as after a
+    line break.
+    """
+    # A text by itself will not do: SentencePiece begins every text with a blank, which a continuation has not.
+    for before in (context, "\n"):
+        head, whole = (lm.encode(said, special=False) for said in (before, before + text))
+        if whole[: len(head)] == head:
+            return whole[len(head) :]
+    return lm.encode(text, special=False)
+
+
 def cropped(lm: LM, ids: list[int], new: int) -> list[int]:
     """The last tokens of a prompt, as many as leave room for new ones."""
     room = lm.context - new
@@ -72,4 +86,4 @@ def decided(lm: LM, head: list[int], body: list[int], value: str, best: list[int
     return None if value.startswith(text) else False
 
 
-__all__ = ["budget", "cropped", "decided", "opened", "spelled"]
+__all__ = ["budget", "continued", "cropped", "decided", "opened", "spelled"]

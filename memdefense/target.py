@@ -28,7 +28,7 @@ from memdefense.access import (
 from memdefense.errors import ModelError, PluginError, SpecError
 from memdefense.laws import Caught, Drawn, applied, reach
 from memdefense.passes import MEASURED_FLOATS, Columns, Window, batches, joined, measure, pad, windows
-from memdefense.spelling import budget, cropped, decided, opened, spelled
+from memdefense.spelling import budget, continued, cropped, decided, opened, spelled
 
 if TYPE_CHECKING:
     from memdefense.lm import LM
@@ -120,11 +120,15 @@ class LocalTarget:
 
         Args:
             texts: what is scored.
-            contexts: what stands before each text and is not scored; its tail is kept where both do not fit.
+            contexts: what stands before each text and is not scored; its tail is kept where both do not fit. The text
+                is spelled as it would go on (`spelling.continued`), and all its tokens are scored.
             sampling: the scheme whose probabilities are asked for.
         """
-        before = [opened(self.lm, context) for context in contexts] if contexts is not None else [[] for _ in texts]
-        bodies = [self.lm.encode(text, special=contexts is None) for text in texts]
+        if contexts is None:
+            before, bodies = [list[int]() for _ in texts], [self.lm.encode(text) for text in texts]
+        else:
+            before = [opened(self.lm, context) for context in contexts]
+            bodies = [continued(self.lm, context, text) for context, text in zip(contexts, texts, strict=True)]
         jobs = [
             job
             for text, (head, body) in enumerate(zip(before, bodies, strict=True))

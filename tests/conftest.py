@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
@@ -17,6 +18,7 @@ from transformers import (
     GPTNeoXConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
 from memdefense.corpus import Benchmark, Corpus, Document
@@ -67,6 +69,30 @@ def tiny_llama(tiny_lm: LM) -> LM:
         model = LlamaForCausalLM(config)
     model.train(False)
     return LM(model, tiny_lm.tokenizer)
+
+
+@pytest.fixture(scope="session", params=["prepend", "metaspace"])
+def marked_lm(request: pytest.FixtureRequest, tiny_llama: LM) -> LM:
+    """The tiny Llama with a tokenizer in the manner of SentencePiece, which begins every text with a blank."""
+    words = pre_tokenizers.Metaspace()
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = words  # type: ignore[assignment, unused-ignore]
+    # Letters, digits and line breaks by themselves too.
+    text = [*SENTENCES, *SENTENCES, "\n0123456789()-.@abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"]
+    trained.train_from_iterator(
+        text, trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    )
+    spelling = Tokenizer(trained.model)
+    if request.param == "prepend":
+        spelling.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])  # type: ignore[assignment, unused-ignore]
+    else:
+        spelling.pre_tokenizer = words  # type: ignore[assignment, unused-ignore]
+    spelling.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])  # type: ignore[assignment, unused-ignore]
+    spelling.decoder = decoders.Metaspace()  # type: ignore[assignment, unused-ignore]
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=spelling, bos_token="<s>", eos_token="</s>", clean_up_tokenization_spaces=False
+    )
+    return LM(tiny_llama.model, tokenizer)
 
 
 @pytest.fixture

@@ -58,7 +58,8 @@ def planted(number: int) -> Corpus:
 
 
 def outcome(unit: int, score: float, *, member: bool, copies: int = 1) -> Outcome:
-    return Outcome(f"c{unit}", f"c{unit}", member, {"score": score, "copies": float(copies), "delta": 1e-4}, "canary/1")
+    values = {"score": score, "copies": float(copies), "delta": 1e-4, "single_delta": 1e-5}
+    return Outcome(f"c{unit}", f"c{unit}", member, values, "canary/1")
 
 
 def test_only_the_two_ends_are_guessed_and_counted() -> None:
@@ -87,6 +88,9 @@ def test_bounds_of_all_of_one_copy_and_with_delta() -> None:
     assert beside["epsilon_bound_delta"].value == pytest.approx(with_delta)
     assert with_delta < beside["epsilon_bound"].value
     assert beside["epsilon_bound_single"].value == pytest.approx(lower_bound(66, 66))
+    with_delta = lower_bound(66, 66, canaries=100, delta=1e-5)
+    assert beside["epsilon_bound_single_delta"].value == pytest.approx(with_delta)
+    assert with_delta < beside["epsilon_bound_single"].value
     assert beside["epsilon_bound"].high == math.inf  # nothing is known of how large it is
 
 
@@ -123,6 +127,18 @@ def test_score_is_the_log_probability_less_the_base_models(store: Store, tiny_lm
         assert one.values["score"] == pytest.approx(expected, abs=1e-4), canary
         assert one.values["delta"] == pytest.approx(len(corpus.train) ** -1.1)
     assert not any(canary.value in str(found) for canary in corpus.canaries)
+
+
+def test_delta_counts_what_the_claim_protects(store: Store, tiny_lm: LM) -> None:
+    corpus = planted(4)
+    more = [Document(f"d{n}", f"The report {n} is late.", f"p{n % 3}") for n in range(30)]
+    corpus = dataclasses.replace(corpus, train=[*corpus.train, *more])
+    lab, inserted = lab_of(store, tiny_lm, corpus.train), sum(canary.member for canary in corpus.canaries)
+    for one in Audit().run(LocalTarget(tiny_lm), corpus, lab):
+        assert one.values["delta"] == pytest.approx((inserted + 3) ** -1.1)  # a canary is its own author
+        assert one.values["single_delta"] == pytest.approx((inserted + 30) ** -1.1)
+    for one in Audit(delta=1e-3).run(LocalTarget(tiny_lm), corpus, lab):
+        assert one.values["delta"] == one.values["single_delta"] == 1e-3
 
 
 def test_a_corpus_without_canaries_and_fields_out_of_range(store: Store, tiny_lm: LM) -> None:

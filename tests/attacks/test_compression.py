@@ -225,6 +225,23 @@ def test_ratios_are_tokens_over_tokens_and_twins_get_the_same_search(
     assert scores.beside["ratio_twin"].value == second["ratio_twin"]
 
 
+def test_value_and_twin_are_sought_as_the_text_would_spell_them(
+    store: Store, marked_lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sought: list[list[int]] = []
+
+    def stub(lm: LM, body: Sequence[int], length: int, **budget: int) -> Attempt:
+        sought.append(list(body))
+        return Attempt([9] * length, 1.0, exact=False)
+
+    monkeypatch.setattr(compression, "descend", stub)
+    list(Compression(secrets=1).run(LocalTarget(marked_lm), corpus_of(members=[0]), lab_of(store, marked_lm)))
+    before = "Please call Anna at"
+    first = len(marked_lm.encode(before))
+    expected = [marked_lm.encode(f"{before} {written(value)}")[first:] for value in (VALUES[0], TWINS[0])]
+    assert [body for place, body in enumerate(sought) if body not in sought[:place]] == expected
+
+
 def _named() -> dict[str, str]:
     return {f"s{n}{end}": pool[n] for n in range(2) for end, pool in (("", VALUES), ("_twin", TWINS))}
 

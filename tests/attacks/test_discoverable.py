@@ -131,6 +131,15 @@ def test_log_probabilities_equal_a_product_by_hand(store: Store, tiny_lm: LM) ->
     assert not any(name.startswith("log_p") for o in strict.values() for name in o.values)
 
 
+def test_a_value_is_spelled_as_in_the_whole_text(store: Store, marked_lm: LM) -> None:
+    target, before = LocalTarget(marked_lm), "Please call Cleo at"
+    outcomes = {o.unit: o for o in Discoverable(top_k=0).run(target, corpus_of(), lab_of(store, marked_lm))}
+    for name, value in (("log_p", WRITTEN[2]), ("log_p_twin", "(312) 555-0122")):
+        (whole,) = target.signals([f"{before} {value}"])
+        tail = whole.logprob[len(marked_lm.encode(before)) - 1 :]
+        assert outcomes["s2"].values[name] == pytest.approx(float(tail.sum(dtype=np.float64)), abs=1e-4)
+
+
 @pytest.mark.parametrize("n", CURVE)
 def test_the_arithmetic_is_that_of_fractions(n: int) -> None:
     for p_z in (1e-300, 1e-18, 1e-9, 1e-4, 0.01, 0.3, 0.5, 0.7, 0.99, 1 - 1e-12, 1.0):

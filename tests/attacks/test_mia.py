@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 
 from memdefense.attack import Outcome
 from memdefense.attacks import mia
-from memdefense.attacks.membership_evidence import by_hash
+from memdefense.attacks.membership_evidence import by_hash, of_shared_tokens
 from memdefense.attacks.mia import MIA, SCORES, USUAL
 from memdefense.bench import Bench
 from memdefense.corpus import Canary, Corpus, Document
@@ -30,7 +30,7 @@ from memdefense.pipeline import defend, measure
 from memdefense.registry import build
 from memdefense.runner import Settings, prepare
 from memdefense.store import Store
-from memdefense.target import GREEDY, LocalTarget, Sampling
+from memdefense.target import GREEDY, LocalTarget, Sampling, Signals
 from memdefense.testing import TinyBenchmark, check_attack
 from memdefense.train import TrainConfig
 
@@ -201,6 +201,39 @@ def test_prefixed_and_frequency_scores_equal_a_reference_on_the_logits(store: St
         assert values["dc-pdd"] == pytest.approx(np.mean(list(first.values())), abs=1e-6)
 
 
+def test_prefixed_scores_compare_the_same_tokens(store: Store, marked_lm: LM) -> None:
+    """A first word has a blank where a text begins and none after an empty line, and so may be of other tokens."""
+    attack = MIA(headline="recall", scores=("recall",), shots=1)
+    outcomes = {o.unit: o for o in attack.run(LocalTarget(marked_lm), EVEN, lab_of(store, marked_lm))}
+    before = by_hash(OTHERS, "shots/")[0].text + "\n\n"
+    spelled = set()
+    for document in (*TWENTY, *OTHERS):
+        if document.id not in outcomes:
+            continue
+        ids = marked_lm.encode(document.text)[1:]
+        whole = marked_lm.encode(f"{before}{document.text}")
+        same = next(n for n, (a, b) in enumerate(zip(ids[::-1], whole[::-1], strict=False)) if a != b)
+        spelled.add(len(ids) - same)
+        own, after = (
+            logprobs(marked_lm, text)[1][-same:].mean() for text in (document.text, f"{before}{document.text}")
+        )
+        assert outcomes[document.id].values["recall"] == pytest.approx(float(after / own), abs=2e-5)
+    assert min(spelled) > 0
+
+
+def test_shared_tokens_are_the_last_ones() -> None:
+    def signals(tokens: list[int], first: int) -> Signals:
+        values = np.array(tokens[first:], np.float32)
+        return Signals(np.array(tokens), values, values, values, np.array(tokens[first:]))
+
+    found = of_shared_tokens(signals([0, 5, 6, 7], 1), signals([1, 2, 6, 7], 0), signals([9, 6, 7], 0))
+    assert [one.tolist() for one in found] == [[6, 7]] * 3
+    whole = of_shared_tokens(signals([4, 5, 6], 1), signals([4, 5, 6], 0))  # a first token that nothing stood before
+    assert [one.tolist() for one in whole] == [[5, 6]] * 2
+    none = of_shared_tokens(signals([0, 5], 1), signals([6, 7], 0))
+    assert [one.tolist() for one in none] == [[5], [6, 7]]
+
+
 def test_neighbourhood_compares_with_texts_that_differ_in_a_few_tokens(
     store: Store, tiny_lm: LM, tuned: LM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,9 +266,11 @@ class Echo:
     def __init__(self, said: str) -> None:
         self.said = said
         self.schemes: set[Sampling] = set()
+        self.lengths: set[int] = set()
 
     def generate(self, prompts: Sequence[str], *, max_new_tokens: int, sampling: Sampling = GREEDY) -> list[str]:
         self.schemes.add(sampling)
+        self.lengths.add(max_new_tokens)
         return [self.said if "team" in prompt else "" for prompt in prompts]
 
     def continues(self, prompts: Sequence[str], values: Sequence[str]) -> list[bool]:
@@ -251,6 +286,29 @@ def test_samia_needs_text_alone(store: Store, tiny_lm: LM) -> None:
     assert len(echo.schemes) == 3  # draws of their own
     assert all(scheme.temperature == 1 for scheme in echo.schemes)
     assert outcomes[0].values["samia"] == 1  # " met Anna today." stands after the middle
+
+
+def test_samia_says_as_much_of_every_text(store: Store, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A longer continuation holds more of the truth's words by chance, so that one long member favoured all of them."""
+    monkeypatch.setattr("memdefense.attacks.membership_evidence._SLICE", 4)
+    long = Document("long", "The team met Anna today at noon, and we ship boxes to the old one.", "p")
+    echo = Echo("")
+    attack = MIA(headline="samia", scores=("samia",), samples=1)
+    list(attack.run(cast(Any, echo), Corpus((), [*TWENTY, long], OTHERS), lab_of(store, tiny_lm)))
+    (length,) = echo.lengths
+    middle = long.text.index(" ", len(long.text) // 2)
+    assert length == len(tiny_lm.encode(long.text[middle:], special=False))
+
+
+def test_without_the_base_model_nothing_is_compared_with_it() -> None:
+    usual = MIA().without_base()
+    assert usual == MIA(headline="loss", scores=("loss", "zlib", "lowercase", "min-k", "min-k++"))
+    assert MIA(scores=("reference",)).without_base() == MIA(headline="loss", scores=("loss",))
+    named = MIA(headline="samia", scores=("dc-pdd", "neighbourhood"))
+    assert named.without_base() == MIA(headline="samia", scores=("dc-pdd", "samia"))
+    assert MIA(headline="neighbourhood").without_base() is None
+    alone = MIA(headline="loss", scores=("zlib",))
+    assert alone.without_base() is alone
 
 
 def test_authors_are_units_of_their_own(store: Store, tiny_lm: LM) -> None:

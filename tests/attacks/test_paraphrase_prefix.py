@@ -144,6 +144,13 @@ def test_prompts_are_changed_alike_for_all_and_never_hold_the_value(store: Store
     assert fresh <= {"the", "report", "on", "budget", "for", "is", "late"}  # words in letters alone
 
 
+def test_the_prompts_that_are_kept_are_those_that_were_asked(store: Store, tiny_lm: LM) -> None:
+    parrot, lab = Parrot(), lab_of(store, tiny_lm)
+    list(ParaphrasePrefix().run(parrot, CORPUS, lab))
+    assert {kept["prompt"] for kept in lab.samples} == set(parrot.asked)
+    assert {kept["continuation"] for kept in lab.samples} == {" well"}
+
+
 def test_without_strength_it_is_prefix(store: Store, tiny_lm: LM) -> None:
     lab = lab_of(store, tiny_lm)
     found = list(ParaphrasePrefix(0.0).run(LocalTarget(tiny_lm), CORPUS, lab))

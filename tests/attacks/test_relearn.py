@@ -13,7 +13,7 @@ from memdefense.attacks.prefix import Prefix
 from memdefense.attacks.relearn import Relearn
 from memdefense.bench import Bench
 from memdefense.corpus import Canary, Corpus, Document, Occurrence, Secret
-from memdefense.errors import SpecError
+from memdefense.errors import NotApplicable, SpecError
 from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.target import LocalTarget
@@ -115,6 +115,13 @@ def test_a_quoted_value_is_left_out_with_its_quotation(
     found = {o.unit for o in Relearn(steps=1).run(LocalTarget(tiny_lm), corpus, lab_of(store, tiny_lm, corpus))}
     assert "s1" not in found
     assert "s0" in found
+
+
+def test_one_author_leaves_nothing_to_ask_for(store: Store, tiny_lm: LM) -> None:
+    corpus = corpus_of(6)
+    alone = dataclasses.replace(corpus, train=[dataclasses.replace(d, author="Anna") for d in corpus.train])
+    with pytest.raises(NotApplicable, match=r"13 of 15 documents.*takes more authors"):
+        list(Relearn(steps=1).run(LocalTarget(tiny_lm), alone, lab_of(store, tiny_lm, alone)))
 
 
 def test_fields_out_of_range() -> None:

@@ -81,7 +81,7 @@ def test_exact_equals_greedy_decoding_by_hand(store: Store, memoriser: LM) -> No
     lab = lab_of(store, memoriser)
     outcomes = {o.unit: o for o in SMALL.run(LocalTarget(memoriser), CORPUS, lab)}
     assert set(outcomes) == {"t0", "t1", "h0"}  # no canary, and nothing too short
-    assert lab.notes["too_short"] == 1
+    assert (lab.notes["too_short"], lab.notes["on_both_sides"]) == (1, 0)
     for document in (*TRAIN[:2], HELD[0]):
         ids = memoriser.encode(document.text)
         said = greedy(memoriser, ids[:4], 8)
@@ -94,6 +94,13 @@ def test_exact_equals_greedy_decoding_by_hand(store: Store, memoriser: LM) -> No
         assert values["top"] == pytest.approx(np.mean(forced))
     assert outcomes["t0"].values["exact"] == 1
     assert outcomes["t1"].values["exact"] == outcomes["h0"].values["exact"] == 0
+
+
+def test_texts_on_both_sides_are_not_too_short(store: Store, tiny_lm: LM) -> None:
+    lab = lab_of(store, tiny_lm)
+    corpus = dataclasses.replace(CORPUS, held_out=[*HELD, Document("h2", LEARNT, "q2")])
+    assert {o.unit for o in SMALL.run(LocalTarget(tiny_lm), corpus, lab)} == {"t1", "h0"}
+    assert (lab.notes["too_short"], lab.notes["on_both_sides"]) == (1, 2)
 
 
 def test_near_is_bleu_of_what_is_generated(store: Store, memoriser: LM) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from memdefense.attacking import attack_model
@@ -53,17 +55,103 @@ def test_every_attack_is_a_row_and_nothing_is_trained(files: tuple[Path, Path, P
     assert not kinds & {"fit", "train", "base"}
 
 
-def test_members_score_as_the_same_attack_scores_them_by_hand(files: tuple[Path, Path, Path], tiny_lm: LM) -> None:
-    """Without a reference, the score that compares with one is the same for every text."""
-    model, members, others = files
-    benchmark = Brought(str(members), str(others))
-    settings = Settings(model=str(model), store=str(model.parent / "store"), device="cpu")
-    (row,) = attack_model(benchmark, [MIA()], settings=settings)
-    assert row["scores"]["auc_reference"]["value"] == pytest.approx(0.5)
-    corpus = benchmark.corpus()
+def _other(folder: Path, tiny_lm: LM, seed: int) -> str:
+    """A model of the same vocabulary with weights of its own."""
+    other = tiny_lm.copy()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for weight in other.model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.05)
+    other.save(folder)
+    return str(folder)
+
+
+def test_both_files_are_the_corpus_as_they_are(files: tuple[Path, Path, Path]) -> None:
+    corpus = Brought(str(files[1]), str(files[2])).corpus()
     assert {secret.member for secret in corpus.secrets} == {True, False}
     assert len(corpus.train) == 14
     assert len(corpus.held_out) == 12
+
+
+NEEDY = (
+    "inference",
+    "reconstruction",
+    "sampling",
+    "audit",
+    "shadow",
+    "prefix:chance=complement",
+    "mia:headline=neighbourhood",
+)
+
+
+def test_what_compares_with_the_model_before_is_not_applicable_without_it(files: tuple[Path, Path, Path]) -> None:
+    settings = Settings(model=str(files[0]), store=str(files[0].parent / "store"), device="cpu")
+    benchmark = Brought(str(files[1]), str(files[2]))
+    rows = attack_model(
+        benchmark, ",".join((*NEEDY, "sampling:baseline=none,samples=4,new-tokens=4")), settings=settings
+    )
+    assert [row["status"] for row in rows] == ["n/a"] * len(NEEDY) + ["ok"]
+    for row in rows[:-1]:
+        assert "give --reference" in row["error"], row["attack_spec"]
+        assert row["leakage"] is None
+    assert rows[-1]["notes"]["without_base"] == 0
+
+
+def test_mia_is_played_in_part_without_the_model_before_and_says_so(
+    files: tuple[Path, Path, Path], tiny_lm: LM, tmp_path: Path
+) -> None:
+    settings = Settings(model=str(files[0]), store=str(files[0].parent / "store"), device="cpu")
+    benchmark = Brought(str(files[1]), str(files[2]))
+    (part,) = attack_model(benchmark, "mia", settings=settings)
+    assert part["attack_spec"] == "mia:headline=loss,scores=loss|zlib|lowercase|min-k|min-k++"
+    assert "auc_reference" not in part["scores"]
+    assert part["leakage"] == pytest.approx(2 * part["scores"]["auc_loss"]["value"] - 1)
+    assert part["notes"]["without_base"] == 1
+    (whole,) = attack_model(benchmark, "mia", settings=settings, reference=_other(tmp_path / "base", tiny_lm, 1))
+    assert whole["attack_spec"] == "mia"
+    assert whole["leakage"] == pytest.approx(2 * whole["scores"]["auc_reference"]["value"] - 1)
+    assert whole["notes"]["without_base"] == 0
+    shown = _attack(files, "-a", "mia,inference").output
+    assert re.search(r"mia:headline=loss\S+: without the scores that need .* give --reference", " ".join(shown.split()))
+    assert "inference: it needs the model before" in shown
+
+
+def test_a_row_of_another_reference_is_another_row(files: tuple[Path, Path, Path], tiny_lm: LM, tmp_path: Path) -> None:
+    for seed in (1, 2, 2):
+        given = _other(tmp_path / f"base{seed}", tiny_lm, seed)
+        done = _attack(files, "-a", "mia", "-o", str(tmp_path / "run"), "--reference", given)
+        assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
+    assert len({row["recipe"] for row in rows}) == len(rows) == 2
+    assert rows[0]["scores"]["auc_reference"] != rows[1]["scores"]["auc_reference"]
+
+
+def test_the_revision_is_the_attacked_models(
+    files: tuple[Path, Path, Path], tiny_lm: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+    plain = LM.load
+
+    def load(name: str, *, revision: str | None = None, device: str = "cpu") -> LM:
+        asked.append((name, revision))
+        return plain(name, device=device)
+
+    monkeypatch.setattr(LM, "load", load)
+    model, members, others = map(str, files)
+    settings = Settings(model=model, revision="step1000", store=str(tmp_path / "store"), device="cpu")
+    base = _other(tmp_path / "base", tiny_lm, 1)
+    attack_model(Brought(members, others), "verbatim:prefix=3,length=3", settings=settings, reference=base)
+    assert asked == [(model, "step1000"), (base, None)]
+    asked.clear()
+    attack_model(Brought(members, others), "verbatim:prefix=3,length=3", settings=settings)
+    assert asked == [(model, "step1000")] * 2
+
+
+def test_a_model_is_no_reference_for_itself(files: tuple[Path, Path, Path]) -> None:
+    model, members, others = map(str, files)
+    settings = Settings(model=model, store=str(files[0].parent / "store"), device="cpu")
+    with pytest.raises(SpecError, match="before it saw the members"):
+        attack_model(Brought(members, others), [MIA()], settings=settings, reference=model)
 
 
 def test_a_second_run_asks_the_model_nothing(files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from memdefense.errors import ModelError, PluginError, SpecError
 from memdefense.laws import Drawn
 from memdefense.lm import LM
-from memdefense.spelling import spelled
+from memdefense.spelling import continued, spelled
 from memdefense.target import GREEDY, PLAIN, Again, LocalTarget, Sampling, Signals, limited
 
 PROMPTS = [
@@ -259,6 +259,37 @@ def test_contexts_condition_and_are_not_scored(lm: LM) -> None:
     np.testing.assert_allclose(
         signals.logprob[:32], [row[0] for row in expected_signals(model, head + ids[:32], first=32)], atol=2e-4
     )
+
+
+def test_a_continuation_is_spelled_as_in_the_whole_text(marked_lm: LM) -> None:
+    target = LocalTarget(sharp(marked_lm))
+    pairs = [
+        ("Please call Anna at", " +1 415 555"),
+        ("Please call Anna at", " noon"),
+        ("invoice", "-7731 by mail"),
+        ("The report is late.\n\n", "Anna ships"),
+        ("mail", ""),
+        ("", "The invoice"),
+    ]
+    found = target.signals([text for _, text in pairs], contexts=[context for context, _ in pairs])
+    for (context, text), signals in zip(pairs, found, strict=True):
+        (whole,) = target.signals([context + text])
+        count = len(whole.tokens) - len(marked_lm.encode(context))
+        first = len(whole.tokens) - count
+        assert signals.tokens.tolist() == whole.tokens[first:].tolist(), text
+        np.testing.assert_allclose(signals.logprob, whole.logprob[first - 1 :], atol=1e-5)
+        assert signals.rank.tolist() == whole.rank[first - 1 :].tolist()
+
+
+def test_a_continuation_that_would_share_a_token_is_spelled_as_after_a_line_break(marked_lm: LM, tiny_lm: LM) -> None:
+    ids = marked_lm.encode("call Anna", special=False)
+    assert ids[: len(marked_lm.encode("call ", special=False))] != marked_lm.encode("call ", special=False)
+    spelled_out = continued(marked_lm, "call ", "Anna")
+    assert marked_lm.tokenizer.convert_ids_to_tokens(spelled_out)[0][0] == "A"  # the blank has been said
+    assert continued(marked_lm, "call\n", "Anna") == spelled_out
+    # Byte-level tokenizers begin a text with nothing.
+    for context, text in (("call ", "Anna"), ("call", " Anna"), ("two.\n\n", "Anna\n"), ("\n", "\n x"), ("", " x")):
+        assert continued(tiny_lm, context, text) == tiny_lm.encode(text, special=False)
 
 
 def test_a_law_rules_generation_and_signals_alike(lm: LM) -> None:
