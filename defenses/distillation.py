@@ -16,7 +16,8 @@ from memdefense.corpus import Document, Documents
 from memdefense.defense import Defense, Point
 from memdefense.errors import DataError, SpecError, hint
 from memdefense.lm import Sampling
-from memdefense.train import Batch, precision, rows
+from memdefense.packing import rows
+from memdefense.train import Batch, precision
 
 if TYPE_CHECKING:
     from memdefense.lab import Lab

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from memdefense.lab import Lab
     from memdefense.lm import LM
-    from memdefense.train import Rows
+    from memdefense.packing import Rows
 
 _MOST_NOISE = 1e6  # where Opacus's search for the noise gives up
 
@@ -85,7 +85,7 @@ def plan(defense: Wanted, model: LM, documents: Documents, lab: Lab) -> Plan:
         SpecError: delta is not below 1 / N, or no noise reaches epsilon.
         ModelError: a block longer than the model's context.
     """
-    from memdefense.train import by_epoch, rows, step_at
+    from memdefense.packing import by_epoch, rows, step_at
 
     config = lab.config
     if config.block_size > model.context:

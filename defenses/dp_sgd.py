@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from memdefense.lab import Lab
     from memdefense.lm import LM
-    from memdefense.train import LoRA, Rows
+    from memdefense.packing import Rows
+    from memdefense.train import LoRA
 
     from .dp_layers import Layers
 

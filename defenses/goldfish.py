@@ -14,7 +14,8 @@ from torch import Tensor
 from memdefense.corpus import Documents
 from memdefense.defense import Defense, Point
 from memdefense.errors import SpecError, hint
-from memdefense.train import Batch, TrainConfig, next_token_loss, rows
+from memdefense.packing import rows
+from memdefense.train import Batch, TrainConfig, next_token_loss
 
 if TYPE_CHECKING:
     from memdefense.lab import Lab

@@ -81,7 +81,7 @@ class SemDedup(Defense):
     def configure(self, config: TrainConfig, lab: Lab) -> TrainConfig:
         if not self.match_steps:
             return config
-        from memdefense.train import count_steps  # not at the top, since it loads torch
+        from memdefense.packing import count_steps  # not at the top, since it loads torch
 
         return dataclasses.replace(config, steps=count_steps(config, lab.originals, lab.fresh(), seed=lab.seed))
 

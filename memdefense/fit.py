@@ -26,18 +26,8 @@ from transformers.trainer_callback import PrinterCallback
 from memdefense.corpus import Documents
 from memdefense.errors import ModelError
 from memdefense.lm import LM, _quiet
-from memdefense.train import (
-    Batch,
-    Blank,
-    LoRA,
-    Loss,
-    StatefulLoss,
-    TrainConfig,
-    next_token_loss,
-    precision,
-    rows,
-    step_at,
-)
+from memdefense.packing import Blank, rows, step_at
+from memdefense.train import Batch, LoRA, Loss, StatefulLoss, TrainConfig, next_token_loss, precision
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]

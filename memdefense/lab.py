@@ -23,11 +23,12 @@ from memdefense.errors import DataError, PluginError
 from memdefense.fit import FitTrainer, fit, load_checkpoint
 from memdefense.lm import LM
 from memdefense.memory import peak, reset_peak
+from memdefense.packing import Blank, count_epochs, rows, step_at
 from memdefense.recipe import code_of, digest
 from memdefense.remember import remembered
 from memdefense.sibling import smaller
 from memdefense.target import LocalTarget
-from memdefense.train import Blank, Loss, TrainConfig, count_epochs, next_token_loss, precision, rows, step_at
+from memdefense.train import Loss, TrainConfig, next_token_loss, precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

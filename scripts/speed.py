@@ -29,12 +29,13 @@ from memdefense.benchmarks.enron import Enron
 from memdefense.benchmarks.mailbox import Mailbox
 from memdefense.fit import fit
 from memdefense.memory import peak, reset_peak
+from memdefense.packing import Rows, rows
 from memdefense.passes import batches, pad
 from memdefense.remember import remembered
 from memdefense.roc import auc_interval
 from memdefense.small_model import untrained
 from memdefense.store import Store
-from memdefense.train import Rows, precision, rows
+from memdefense.train import precision
 
 REPEATS = 3
 

@@ -15,10 +15,11 @@ from memdefense.corpus import Corpus, Document, Occurrence, Secret
 from memdefense.errors import NotApplicable, SpecError
 from memdefense.lab import AttackLab
 from memdefense.lm import LM
+from memdefense.packing import ordered
 from memdefense.store import Store
 from memdefense.target import GREEDY, LocalTarget, Sampling
 from memdefense.testing import check_attack
-from memdefense.train import TrainConfig, ordered
+from memdefense.train import TrainConfig
 
 VALUES = ["4155550134", "2125550187", "3125550199"]
 TWINS = ["4155550177", "2125550111", "3125550122"]

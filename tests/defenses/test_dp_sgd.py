@@ -22,11 +22,12 @@ from memdefense.errors import ModelError, SpecError
 from memdefense.interval import wilson
 from memdefense.lab import Lab
 from memdefense.lm import LM
+from memdefense.packing import ordered
 from memdefense.small_model import untrained
 from memdefense.store import Store
 from memdefense.target import LocalTarget
 from memdefense.testing import check_defense
-from memdefense.train import LoRA, TrainConfig, ordered
+from memdefense.train import LoRA, TrainConfig
 
 DOCUMENTS = [
     Document(f"d{place}", f"letter {place} goes out on day {place % 7}", f"a{place // 4}") for place in range(40)

@@ -14,8 +14,9 @@ from memdefense.defenses.goldfish import Goldfish, GoldfishLoss
 from memdefense.errors import SpecError
 from memdefense.interval import wilson
 from memdefense.lm import LM
+from memdefense.packing import count_steps, rows
 from memdefense.testing import check_defense
-from memdefense.train import Batch, TrainConfig, count_steps, next_token_loss, rows
+from memdefense.train import Batch, TrainConfig, next_token_loss
 
 if TYPE_CHECKING:
     from memdefense.lab import Lab

@@ -13,7 +13,8 @@ from memdefense.corpus import Document
 from memdefense.errors import ModelError
 from memdefense.fit import Checkpoint, FitTrainer, fit, load_checkpoint
 from memdefense.lm import LM
-from memdefense.train import Batch, LoRA, TrainConfig, count_steps, next_token_loss, rows
+from memdefense.packing import count_steps, rows
+from memdefense.train import Batch, LoRA, TrainConfig, next_token_loss
 
 CONFIG = TrainConfig(steps=10, learning_rate=1e-2, batch_size=4, block_size=16, dtype="float32", checkpoints=5)
 WORDS = ["meeting", "report", "invoice", "boxes", "Anna", "noon", "room", "floor", "team", "mail"]

@@ -17,8 +17,9 @@ from memdefense.errors import PluginError
 from memdefense.fit import fit
 from memdefense.lab import AttackLab, Lab
 from memdefense.lm import LM
+from memdefense.packing import ordered
 from memdefense.store import Store
-from memdefense.train import Batch, TrainConfig, next_token_loss, ordered
+from memdefense.train import Batch, TrainConfig, next_token_loss
 
 TEXT = "Write to mira.okafor@fabrikam.com or omar.haddad@contoso.com, or call 415-555-0134."
 DOCUMENTS = [Document(f"d{i}", f"The meeting {i} is moved to the large room on the second floor.") for i in range(4)]
