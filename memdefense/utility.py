@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _SPARE = 24
 # Characters of a true continuation that can be compared at all, and how far limits reach, in standard errors.
 _LEAST_LENGTH, _LIMIT = 20, 1.96
+_LEAST_UNITS = 10  # texts or places below which no limits can be told
 # Which other texts say what chance is.
 _OTHERS = range(1, 141, 7)
 # The share of values that the undefended model must copy for a loss of it to be told from noise.
@@ -188,14 +189,15 @@ class Copy(Utility):
 
     def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome], unguarded: Sequence[Outcome]) -> float:
         copied = _column(reference, "copied")
-        return _lost("copied", own, reference) if len(copied) and copied.mean() >= _LEAST_COPIED else math.nan
+        enough = len(copied) >= _LEAST_UNITS and copied.mean() >= _LEAST_COPIED
+        return _lost("copied", own, reference) if enough else math.nan
 
 
 def _exceeds(name: str, floor: str, outcomes: Sequence[Outcome]) -> bool:
-    """Whether a mean exceeds that of its chance level by more than 95 % limits."""
+    """Whether a mean exceeds that of its chance level by more than 95 % limits; not of a handful."""
     above = _column(outcomes, name) - _column(outcomes, floor)
     groups = [outcome.group for outcome in outcomes]
-    return bool(len(above) and above.sum() > _LIMIT * _clustered(above - above.mean(), groups))
+    return bool(len(above) >= _LEAST_UNITS and above.sum() > _LIMIT * _clustered(above - above.mean(), groups))
 
 
 def _lost(name: str, own: Sequence[Outcome], reference: Sequence[Outcome], *, floor: str = "") -> float:

@@ -50,6 +50,7 @@ def test_it_extracts_nothing_and_costs_everything(lab: AttackLab, tiny_lm: LM) -
     for utility in (Continuation(), Copy()):
         outcomes = list(utility.run(target, CORPUS, lab))
         assert outcomes
+        outcomes = [dataclasses.replace(o, unit=f"{o.unit}/{n}", group=f"g{n}") for o in outcomes for n in range(12)]
         able = [dataclasses.replace(o, values={**o.values, "chrf": 0.5, "copied": 1.0}) for o in outcomes]
         assert utility.cost(outcomes, able, able) == 100
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from memdefense import pii
@@ -11,22 +12,29 @@ from memdefense.leaderboard.commands import leaderboard
 from memdefense.leaderboard.table import shipped
 from memdefense.results import read_rows
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
+PAGES = ("README.md", "leaderboard/RESULTS.md")
 
 
-def test_every_table_of_the_readme_is_what_the_program_prints_of_the_rows() -> None:
+def tables(text: str) -> list[str]:
+    """The lines of MaxTER tables: titles, headings, and rows, which begin with a place."""
+    lines = [line for line in text.splitlines() if line.startswith(("| ", "**"))]
+    return [line for line in lines if line[2:3].isdigit() or line.startswith("| #") or " v1 · " in line]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_table_of_the_pages_is_what_the_program_prints_of_the_rows(page: str) -> None:
     said = CliRunner().invoke(leaderboard, ["--markdown"])
     assert said.exit_code == 0
-    printed = {line for line in said.output.splitlines() if line.startswith(("| 1", "| 2", "| 3", "| 4", "**"))}
-    shown = [line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith(("| #", "**"))]
-    places = [
-        line for line in README.read_text(encoding="utf-8").splitlines() if line.startswith("| ") and line[2].isdigit()
-    ]
-    assert len(places) >= 10
-    assert [line for line in places if line not in printed] == []
-    titles = [line for line in shown if line.startswith("**") and " v1 · " in line]
-    assert titles
-    assert [line for line in titles if line not in printed] == []
+    printed = tables(said.output)
+    shown = tables((ROOT / page).read_text(encoding="utf-8"))
+    assert len(shown) >= 10
+    assert [line for line in shown if line not in printed] == []
+
+
+def test_the_results_page_leaves_no_table_out() -> None:
+    said = CliRunner().invoke(leaderboard, ["--markdown"])
+    assert tables(said.output) == tables((ROOT / PAGES[1]).read_text(encoding="utf-8"))
 
 
 def test_shipped_rows_name_no_folder_and_hold_no_value() -> None:

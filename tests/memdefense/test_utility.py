@@ -126,6 +126,8 @@ def test_where_the_undefended_model_says_no_more_than_chance_there_is_no_cost() 
     rng = np.random.default_rng(2)
     poor = said(*rng.normal(0.15, 0.05, 200))
     assert math.isnan(Continuation().cost(said(*[0.0] * 200), poor, poor))
+    few = said(0.9, 0.9, 0.9)
+    assert math.isnan(Continuation().cost(few, few, few))
     assert math.isnan(Continuation().cost([], [], []))
 
 
@@ -197,6 +199,7 @@ def test_copies_that_are_lost_count_beyond_noise() -> None:
     assert 30 < cost(copied(60, 200), copied(120, 200), []) < 50
     assert cost(copied(118, 200), copied(120, 200), []) == 0
     assert math.isnan(cost(copied(0, 200), copied(2, 200), []))  # a handful of places would decide
+    assert math.isnan(cost(copied(0, 5), copied(5, 5), []))
     assert math.isnan(cost([], [], []))
 
 
