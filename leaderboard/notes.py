@@ -20,7 +20,14 @@ def notes_of(group: Sequence[Row], points: Sequence[Row], claims: Sequence[Claim
         points: the points that they rest on.
         claims: what was published.
     """
-    found = [*_problems(group), *_unmeasured(group, points), *_front(group), *_beside(group), *_before(group)]
+    found = [
+        *_problems(group),
+        *_runs(group),
+        *_unmeasured(group, points),
+        *_front(group),
+        *_beside(group),
+        *_before(group),
+    ]
     if not group[0].get("attacks"):
         found += [*_rates(group, points), *_chance(points)]
     found += [line for entry in group for line in _claimed(entry, claims)]
@@ -63,6 +70,17 @@ def _front(group: Sequence[Row]) -> list[str]:
             highest = reduction
             found.append(f"{name} (d {delta:.1f}, {reduction:.0f} % taken away)")
     return [f"Pareto front of all points up to d = {_BUDGET} %, which flatters: {', '.join(found)}"] if found else []
+
+
+def _runs(group: Sequence[Row]) -> list[str]:
+    """How many runs each arm rests on, where they differ; such arms are told apart by their intervals alone."""
+    arms: dict[int, list[str]] = {}
+    for entry in group:
+        arms.setdefault(len(entry.get("seeds") or ()), []).append(entry["defense_label"])
+    if len(arms) < 2:
+        return []
+    counts = "; ".join(f"{count} of {', '.join(arms[count])}" for count in sorted(arms, reverse=True))
+    return [f"runs: {counts}; arms of different runs are told apart by the limits of their gains alone"]
 
 
 def _unmeasured(group: Sequence[Row], points: Sequence[Row]) -> list[str]:

@@ -293,3 +293,9 @@ def test_an_arm_whose_cost_is_not_known_is_named(printed: Printed) -> None:
     text = " ".join(printed(rows).split())
     assert "refuse: what a guard costs is not known here" in text
     assert "none: what" not in text
+
+
+def test_arms_of_fewer_runs_are_named(printed: Printed) -> None:
+    rows = [entry("none", seeds=[0, 1, 2]), entry("rmft", seeds=[0, 1, 2]), entry("retro", seeds=[0, 1]), point("none")]
+    assert "runs: 3 of none, rmft; 2 of retro;" in " ".join(printed(rows).split())
+    assert "runs:" not in printed([row for row in rows if row.get("defense") != "retro"])
