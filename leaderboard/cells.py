@@ -117,11 +117,12 @@ def interval(score: dict[str, Any], limits: int, digits: int, *, sign: bool = Fa
     """A value, and its limits on a second line; a limit beyond 999 is shown as infinite."""
     if score.get("value") is None:
         return "-"
-    text = f"{score['value']:{'+' if sign else ''}.{digits}f}"
+    # Adding 0 takes the sign off a zero.
+    text = f"{round(score['value'], digits) + 0.0:{'+' if sign else ''}.{digits}f}"
     if score.get("low") is None or score.get("high") is None:
         return text
     low, high = (
-        f"{score[side]:.{limits}f}" if abs(score[side]) < 1000 else ("-∞" if score[side] < 0 else "∞")
+        f"{round(score[side], limits) + 0.0:.{limits}f}" if abs(score[side]) < 1000 else ("-∞" if score[side] < 0 else "∞")
         for side in ("low", "high")
     )
     return f"{text}\n[{low},{high}]"

@@ -202,12 +202,13 @@ def test_how_a_step_is_cut_into_passes_changes_no_gradient(
     """Windows of very different lengths, sorted by length: a pass of short ones counts by its tokens."""
     words = tiny_lm.encode("The boxes are here since Tuesday, as the invoice says, and the old report is kept.")
     rows = [words[:3], words[:4], words[2:6], words[1:20], words[:24], words[3:24]]
+    retained = [row[1:] for row in reversed(rows)]  # of the same rows what is lost and what is held would cancel out
     defense = Unlearn(method=method)
 
     def gradients(together: int) -> list[torch.Tensor]:
         monkeypatch.setattr(unlearning, "_TOGETHER", together)
         lm = tiny_lm.copy()
-        objective = unlearning._Objective(defense, lm, Texts(rows, rows[::-1]), lab(store, tiny_lm))
+        objective = unlearning._Objective(defense, lm, Texts(rows, retained), lab(store, tiny_lm))
         retain = [] if method in ("ga", "task-vector") else list(range(6))
         objective.gradients(list(range(6)), retain)
         return [torch.zeros(1) if weight.grad is None else weight.grad for weight in objective.weights()]
