@@ -117,15 +117,18 @@ def interval(score: dict[str, Any], limits: int, digits: int, *, sign: bool = Fa
     """A value, and its limits on a second line; a limit beyond 999 is shown as infinite."""
     if score.get("value") is None:
         return "-"
-    # Adding 0 takes the sign off a zero.
-    text = f"{round(score['value'], digits) + 0.0:{'+' if sign else ''}.{digits}f}"
+    text = _rounded(score["value"], digits, sign="+" if sign else "")
     if score.get("low") is None or score.get("high") is None:
         return text
     low, high = (
-        f"{round(score[side], limits) + 0.0:.{limits}f}" if abs(score[side]) < 1000 else ("-∞" if score[side] < 0 else "∞")
+        _rounded(score[side], limits) if abs(score[side]) < 1000 else ("-∞" if score[side] < 0 else "∞")
         for side in ("low", "high")
     )
     return f"{text}\n[{low},{high}]"
+
+
+def _rounded(value: float, digits: int, sign: str = "") -> str:
+    return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # adding 0 takes the sign off a zero
 
 
 def number(value: float | None, digits: int) -> str:

@@ -299,3 +299,10 @@ def test_arms_of_fewer_runs_are_named(printed: Printed) -> None:
     rows = [entry("none", seeds=[0, 1, 2]), entry("rmft", seeds=[0, 1, 2]), entry("retro", seeds=[0, 1]), point("none")]
     assert "runs: 3 of none, rmft; 2 of retro;" in " ".join(printed(rows).split())
     assert "runs:" not in printed([row for row in rows if row.get("defense") != "retro"])
+
+
+def test_a_zero_has_no_sign(printed: Printed) -> None:
+    budgets = {tau: score(-0.004, -0.3, 0.2) for tau in ("1", "5", "20")}
+    text = printed([entry("none", maxter=budgets), point("none")], markdown=True)
+    assert "| 0.0<br>[0,0] |" in text
+    assert "-0" not in text.split("\n- ")[0]
