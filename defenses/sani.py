@@ -48,6 +48,10 @@ class SANI(Defense):
     schedule stretched over all epochs of repair behind as many steps of warm-up. Four epochs, of which the paper's are
     the first two.
 
+    On `mailbox` (three seeds) the erasure alone takes about a tenth of the extraction away; the repair takes most of
+    the rest, since private words that are no target are forgotten, and the perplexity, which counts them, ends 53 %
+    higher, above that of a model which never saw the private text.
+
     With LoRA the adapter is merged before the reset, and the repair trains a new one.
 
     Attributes:

@@ -194,9 +194,8 @@ class Sheet:
             except MemdefenseError as error:
                 self._failed(label, defense, attack, seed, point.label, error)
                 continue
-            name = (
-                point.label if len(defended.points) == 1 or label == defense.spec else f"{defense.spec}@{point.label}"
-            )
+            # A point of one spec of a grid is not that of another, whatever its label.
+            name = point.label if label == defense.spec else f"{defense.spec}@{point.label}"
             self._measured.setdefault((label, attack.spec), []).append(
                 Measured(
                     seed,
