@@ -195,7 +195,7 @@ class Sheet:
                 self._failed(label, defense, attack, seed, point.label, error)
                 continue
             # A point of one spec of a grid is not that of another, whatever its label.
-            name = point.label if label == defense.spec else f"{defense.spec}@{point.label}"
+            name = point.label if label == defense.spec else f"{defense.spec} at {point.label}"
             self._measured.setdefault((label, attack.spec), []).append(
                 Measured(
                     seed,

@@ -206,7 +206,7 @@ def test_every_spec_of_a_grid_is_a_point_of_its_own(tmp_path: Path) -> None:
     specs = {row["defense_spec"] for row in results.points if row["defense_label"] == "pattern-filter"}
     assert len(specs) == 5
     assert len(entry["plain"]["points"]) == 5
-    assert {name.partition("@")[0] for name in entry["plain"]["points"]} - {"1.0"} == specs - {"pattern-filter"}
+    assert {name.partition(" at ")[0] for name in entry["plain"]["points"]} - {"1.0"} == specs - {"pattern-filter"}
 
 
 def test_a_guard_that_acts_on_nothing_but_the_attack_is_no_no_op(tmp_path: Path) -> None:
