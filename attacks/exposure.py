@@ -37,6 +37,9 @@ class Exposure(Attack):
     is exact, since a canary's value was drawn at random; canaries left out are ranked too, and ``exposure_left_out``
     shows it. Exposure rises with the number of copies, so it also stands by that.
 
+    It is no extraction: a canary is nobody's data, a defense that acts on PII leaves it alone, and to prefer a code to
+    127 others takes far less than to say it. So it stands beside the audit, and is never the worst way to draw out PII.
+
     Deviates [ours]: ranks among a sample and not among the whole space of values, which the paper estimates by a fit; a
     letter is redrawn among those of its class (upper case, lower case, digit) that the benchmark's canaries use.
 
@@ -49,7 +52,7 @@ class Exposure(Attack):
     """
 
     name: ClassVar[str] = "exposure"
-    family = "extraction"
+    family = "audit"
     summary: ClassVar[str] = "How far up planted codes rank among codes that were never planted."
     passes: ClassVar[str] = "1 pass over many codes"
     needs: ClassVar[str] = "canaries"

@@ -1,4 +1,4 @@
-"""``memdefense leaderboard``: the table of one or several results folders."""
+"""``memdefense leaderboard`` prints the table of results folders, ``memdefense pool`` makes one of several."""
 
 from __future__ import annotations
 
@@ -19,3 +19,21 @@ def leaderboard(results: tuple[Path, ...], points: bool, markdown: bool) -> None
 
     rows = [row for folder in results or shipped() for row in read_rows(folder)]
     print_tables(rows, points=points, markdown=markdown)
+
+
+@click.command()
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The new results folder.")
+def pool(results: tuple[Path, ...], output: Path) -> None:
+    """Put the runs of RESULTS folders together and score them anew from their outcomes: no model is run.
+
+    Of one benchmark, model and training; seeds, defenses and attacks may differ. One folder alone is scored anew.
+    """
+    from memdefense.pool import pool as put_together
+    from memdefense.results import read_rows
+
+    from .table import print_tables
+
+    put_together(results, output)
+    print_tables(list(read_rows(output)))
+    click.echo(f"results: {output}")

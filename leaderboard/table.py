@@ -15,7 +15,7 @@ from rich.text import Text
 
 from memdefense.errors import DataError
 from memdefense.published import published
-from memdefense.results import Row
+from memdefense.results import Row, latest
 
 from .cells import TPR, cells, columns, number, rank
 from .notes import notes_of
@@ -148,11 +148,11 @@ def _grouped(entries: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
 def _points_of(entry: Row, rows: Sequence[Row]) -> list[Row]:
     """The points that a table's entries rest on."""
     specs = entry.get("attacks") or [entry["attack_spec"]]
-    return [
+    return latest(
         row
         for row in rows
         if row["row"] == "point" and _setting(row) == _setting(entry) and row["attack_spec"] in specs
-    ]
+    )
 
 
 def _setting(row: Row) -> str:

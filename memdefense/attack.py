@@ -82,6 +82,8 @@ class Attack(Measure):
     """An attack; its headline score is ``leakage``, at most 1, with 0 = chance (below 0 by noise alone).
 
     Attributes:
+        family: among which the worst attack is sought: ``extraction`` draws out what private text holds, ``membership``
+            tells whether a text or an author was in it, ``audit`` asks for planted codes, which are nobody's.
         adaptive_to: families of defenses against which this is the attack of one who knows the defense.
         two_sided: whether a leakage far below chance tells as much as one above, so that the attacker takes the sign,
             chosen on other seeds (membership does: over-forgetting is a leak too).

@@ -117,6 +117,23 @@ def read_rows(folder: Path) -> Iterator[Row]:
             yield row
 
 
+def latest(rows: Iterable[Row]) -> list[Row]:
+    """Rows of points without those that a later row of the same point, attack and seed replaces, in their order."""
+    found = list(rows)
+    last = {place_of(row): number for number, row in enumerate(found)}
+    return [row for number, row in enumerate(found) if last[place_of(row)] == number]
+
+
+def place_of(row: Row) -> tuple[str, str, str, int, str]:
+    """Which row of its setting a point's row is."""
+    return row["defense_label"], row["defense_spec"], row["attack_spec"], row["seed"], row["point"]
+
+
+def outcomes_path(folder: Path, row: Row) -> Path:
+    """Where a results folder keeps the outcomes of a point's row."""
+    return folder / "outcomes" / f"{row['recipe'][:32]}.jsonl"
+
+
 def score_rows(scores: Scores, headline: str) -> dict[str, dict[str, object]]:
     """Scores as a row writes them, the headline under its own name."""
     named: dict[str, Score] = {headline: scores.headline, **scores.beside}

@@ -80,7 +80,7 @@ def run(
             for label, specs in arms.items():
                 for defense in specs:
                     retried(work.bench, functools.partial(sheet.unit, label, defense, seed))
-        entries = sheet.entries(arms)
+        entries = sheet.entries()
     finally:
         _tell_reuse(work.bench.store)
     return Results(sheet.rows, entries, writer.folder if writer else None)

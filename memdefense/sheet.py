@@ -7,7 +7,7 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -15,21 +15,20 @@ import torch
 from memdefense.attack import Attack, Outcome, Utility
 from memdefense.bench import StoredPoint
 from memdefense.defense import Defense, overrides
-from memdefense.entries import WORST, Arm, Measured, entries_of
+from memdefense.entries import Measured
 from memdefense.errors import MemdefenseError, NotApplicable, StoreError
 from memdefense.pipeline import Defended, defend, measure, read_samples, scored, write_outcomes
 from memdefense.recipe import code_of, digest
 from memdefense.reference import UNDEFENDED, Reference, alike, reference_of, tokens_of
-from memdefense.results import SCHEMA, Row, Writer, provenance, say, score_rows
+from memdefense.results import SCHEMA, Row, Writer, outcomes_path, provenance, say, score_rows
 from memdefense.settings import Settings
 from memdefense.store import Artifact
+from memdefense.tally import Tally, measured_of
 from memdefense.train import precision
 from memdefense.utility import Perplexity
 from memdefense.work import Work, retried
 
 logger = logging.getLogger(__name__)
-
-_SECONDS = ("curate_seconds", "train_seconds", "edit_seconds")  # what making a defended model takes
 
 
 class Sheet:
@@ -43,7 +42,6 @@ class Sheet:
         attacks: Sequence[Attack],
         writer: Writer | None,
     ) -> None:
-        self.rows: list[Row] = []
         self._work, self._settings, self._utilities, self._attacks, self._writer = (
             work,
             settings,
@@ -51,7 +49,6 @@ class Sheet:
             attacks,
             writer,
         )
-        self._measured: dict[tuple[str, str], list[Measured]] = {}
         self._references: dict[int, Reference] = {}
         self._recall = _detector_recall(work)
         self._provenance = provenance(
@@ -60,6 +57,12 @@ class Sheet:
             precision(work.config.dtype, work.bench.device, width=work.base.width),
             work.base.origin or work.base_digest[:12],
         )
+        self._tally = Tally(attacks, self._provenance)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of all points so far."""
+        return self._tally.rows
 
     def undefended(self, seed: int) -> None:
         """The baseline of one seed: what leakage and utility are relative to."""
@@ -70,13 +73,7 @@ class Sheet:
 
         Called again after a damaged artifact, it replaces what it had added.
         """
-        self.rows = [
-            r for r in self.rows if (r["defense_label"], r["defense_spec"], r["seed"]) != (label, defense.spec, seed)
-        ]
-        for (name, spec), points in self._measured.items():
-            if name == label:
-                kept = [p for p in points if (p.spec, p.seed) != (defense.spec, seed)]
-                self._measured[name, spec] = kept
+        self._tally.drop(label, defense.spec, seed)
         try:
             defended = defend(self._work, defense, seed)
         except StoreError:
@@ -88,75 +85,13 @@ class Sheet:
         for point in defended.points:
             self._point(label, defended, point)
 
-    def entries(self, arms: Mapping[str, Sequence[Defense]]) -> list[Row]:
-        """One row per defense and attack, and per family of several attacks one against the worst of them."""
-        found = []
-        families: dict[str, list[Attack]] = {}
-        for attack in self._attacks:
-            families.setdefault(attack.family, []).append(attack)
-        groups = [[attack] for attack in self._attacks] + [group for group in families.values() if len(group) > 1]
-        for group in groups:
-            numbers = entries_of({label: self._arm(label, group) for label in arms})
-            found += [self._entry(label, specs, group, numbers[label]) for label, specs in arms.items()]
+    def entries(self) -> list[Row]:
+        """What each defense is worth against each attack, as `Tally.entries` makes and this writes it."""
+        found = self._tally.entries()
         for entry in found:
             if self._writer:
                 self._writer.row(entry)
         return found
-
-    def _arm(self, label: str, group: Sequence[Attack]) -> Arm:
-        """A defense's points under some attacks, told apart by name where there are several.
-
-        Without points where one of several failed: it may be the worst.
-        """
-        points, undefended = (
-            [
-                dataclasses.replace(point, attack=attack.spec if len(group) > 1 else "")
-                for attack in group
-                for point in self._measured.get((name, attack.spec), [])
-            ]
-            for name in (label, UNDEFENDED.spec)
-        )
-        return Arm([] if self._failures(label, group) else points, undefended)
-
-    def _failures(self, label: str, group: Sequence[Attack]) -> list[str]:
-        """Those of several attacks that failed against a defense."""
-        specs = [attack.spec for attack in group] if len(group) > 1 else []
-        return sorted(
-            {
-                row["attack_spec"]
-                for row in self.rows
-                if row["defense_label"] == label and row["attack_spec"] in specs and row["status"] == "error"
-            }
-        )
-
-    def _entry(self, label: str, specs: Sequence[Defense], group: Sequence[Attack], numbers: Row) -> Row:
-        specs_of = [attack.spec for attack in group]
-        rows = [r for r in self.rows if r["defense_label"] == label and r["attack_spec"] in specs_of]
-        statuses: dict[str, int] = {}
-        for row in rows:
-            statuses[row["status"]] = statuses.get(row["status"], 0) + 1
-        names = self._names(specs[0], group[0])
-        if len(group) > 1:
-            widest = max((attack.access for attack in group), key=("text", "logprobs", "weights").index)
-            names |= {"attack": WORST, "attack_spec": WORST, "access": widest, "attacks": specs_of}
-            if failed := self._failures(label, group):
-                note = f"not resolvable: {', '.join(failed)} failed, and may be the worst attack"
-                numbers = {**numbers, "note": note}
-        entry = {
-            "row": "entry",
-            "schema": SCHEMA,
-            **names,
-            "defense_label": label,
-            "defense_spec": [spec.spec for spec in specs],
-            "statuses": statuses,
-            "errors": sorted({row["error"] for row in rows if row["error"]}),
-            "train_seconds": math.fsum(s for name in _SECONDS for s in _cost_of(rows, name)),
-            **numbers,
-            "provenance": self._provenance,
-        }
-        entry["recipe"] = digest([code_of("memdefense.entries"), *sorted({row["recipe"] for row in rows})])
-        entry["key"] = digest([entry["recipe"], sorted(row["key"] for row in rows), len(group)])
-        return entry
 
     def _point(self, label: str, defended: Defended, point: StoredPoint) -> None:
         work, seed, defense = self._work, defended.seed, defended.defense
@@ -194,21 +129,6 @@ class Sheet:
             except MemdefenseError as error:
                 self._failed(label, defense, attack, seed, point.label, error)
                 continue
-            # A point of one spec of a grid is not that of another, whatever its label.
-            name = point.label if label == defense.spec else f"{defense.spec} at {point.label}"
-            self._measured.setdefault((label, attack.spec), []).append(
-                Measured(
-                    seed,
-                    name,
-                    delta,
-                    scores,
-                    terms,
-                    utility[Perplexity.name].headline.value,
-                    standing,
-                    defense.spec,
-                    attack.two_sided,
-                )
-            )
             row = {
                 **self._head(label, defense, attack, seed, point.label),
                 "at": point.at,
@@ -229,7 +149,8 @@ class Sheet:
                 "notes": {**defended.notes, **cast(dict[str, float], artifact.facts["notes"])},
                 "train_config": dataclasses.asdict(defended.config),
             }
-            self._add(row, artifact, outcomes)
+            perplexity = utility[Perplexity.name].headline.value
+            self._add(row, artifact, outcomes, measured_of(row, attack, delta, perplexity, scores, terms))
 
     def _failed(
         self, label: str, defense: Defense, attack: Attack, seed: int, point: str, error: MemdefenseError
@@ -245,16 +166,17 @@ class Sheet:
         }
         self._add(row, None, [])
 
-    def _add(self, row: Row, artifact: Artifact | None, outcomes: Sequence[Outcome]) -> None:
+    def _add(
+        self, row: Row, artifact: Artifact | None, outcomes: Sequence[Outcome], measured: Measured | None = None
+    ) -> None:
         row["key"] = artifact.key + row["recipe"][:8] if artifact else digest([row["recipe"], row["error"]])
         row["provenance"] = self._provenance
-        self.rows.append(row)
+        self._tally.add(row, measured)
         if not self._writer:
             return
         self._writer.row(row)
         if artifact:
-            path = self._writer.folder / "outcomes" / f"{row['recipe'][:32]}.jsonl"
-            write_outcomes(path, outcomes)
+            write_outcomes(outcomes_path(self._writer.folder, row), outcomes)
             if self._settings.log_samples:
                 lines = "".join(json.dumps(dict(sample)) + "\n" for sample in read_samples(artifact))
                 self._writer.text(f"outcomes/{row['recipe'][:32]}.samples.jsonl", lines)
@@ -326,10 +248,3 @@ def _worst(costs: Mapping[str, float], needed: Sequence[str]) -> float:
     known = [cost for cost in costs.values() if not math.isnan(cost)]
     blind = bool(needed) and all(math.isnan(costs[name]) for name in needed)
     return max(known) if known and not blind else math.nan
-
-
-def _cost_of(rows: Iterable[Row], name: str) -> list[float]:
-    """A cost once per (defense spec, seed): every point of a run carries the whole of it."""
-    return list(
-        {(row["defense_spec"], row["seed"]): row["cost"].get(name, 0.0) for row in rows if "cost" in row}.values()
-    )

@@ -1,0 +1,166 @@
+"""Runs of several folders, put together and scored anew from their outcomes: no model, no corpus, no store.
+
+So a cluster without a common disk can share a grid, and a score or an interval can be corrected after the machines
+that measured are gone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from memdefense import registry
+from memdefense.attack import Attack
+from memdefense.errors import DataError, SpecError
+from memdefense.pipeline import read_outcomes, scored
+from memdefense.reference import UNDEFENDED
+from memdefense.results import Results, Row, Writer, latest, outcomes_path, place_of, read_rows, score_rows
+from memdefense.tally import Tally, measured_of
+
+# Settings in which runs that are put together may differ.
+_FREE = ("seeds", "store", "output", "device", "batch_size", "micro_batch", "log_samples", "baselines")
+
+
+def pool(folders: Sequence[Path], output: Path) -> Results:
+    """Puts runs together and scores them anew, each point with the outcomes that were written beside its row.
+
+    What a point costs in utility and its status are taken as they were measured; scores, intervals, MaxTER and ranks
+    are made by the code of today. A defense stands in the table of an attack if any run has played it.
+
+    Args:
+        folders: what `memdefense.run` wrote, on one benchmark, model and training; seeds, defenses and attacks may
+            differ.
+        output: a new folder.
+
+    Raises:
+        DataError: a folder is none of a run, lacks outcomes, or was measured otherwise than the first; a point stands
+            in two of them with other numbers; or the undefended run of a seed is in none.
+        SpecError: ``output`` is one of the folders, or an attack is not installed.
+    """
+    if not folders:
+        raise SpecError("no results were named; give the folders that memdefense run wrote")
+    if output.resolve() in {folder.resolve() for folder in folders}:
+        raise SpecError(f"{output} is one of the folders that are put together; choose another")
+    configs = [_config(folder) for folder in folders]
+    for folder, config in zip(folders[1:], configs[1:], strict=True):
+        if differs := _difference(configs[0], config):
+            raise DataError(f"{folder} cannot be put together with {folders[0]}: {differs}")
+    rows = _rows(folders)
+    attacks = _attacks([row["attack_spec"] for row, _ in rows])
+    _undefended(rows)
+    tally = Tally(list(attacks.values()), dict(rows[-1][0]["provenance"]))
+    writer = Writer(output)
+    writer.text("config.json", json.dumps(_together(configs), indent=1))
+    for row, folder in rows:
+        _add(tally, writer, row, folder, attacks[row["attack_spec"]])
+    entries = tally.entries()
+    for entry in entries:
+        writer.row(entry)
+    return Results(tally.rows, entries, output)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); give folders that memdefense run wrote") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict) or not {"benchmark", "corpus", "settings", "training"} <= found.keys():
+        raise DataError(f"{path} is not of memdefense run; results of memdefense attack hold no defense to compare")
+    return found
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """In what two runs differ that must not, or nothing."""
+    pairs = {
+        "benchmark": (one["benchmark"], other["benchmark"]),
+        "corpus": (one["corpus"]["digest"], other["corpus"]["digest"]),
+        **{f"training's {name}": (value, other["training"].get(name)) for name, value in one["training"].items()},
+        **{name: (value, other["settings"].get(name)) for name, value in one["settings"].items() if name not in _FREE},
+    }
+    return "; ".join(f"{name} is {b}, not {a}" for name, (a, b) in pairs.items() if a != b)
+
+
+def _rows(folders: Sequence[Path]) -> list[tuple[Row, Path]]:
+    """The rows of all points, each once, with the folder that has its outcomes."""
+    found: dict[tuple[object, ...], tuple[Row, Path]] = {}
+    for folder in folders:
+        for row in latest(row for row in read_rows(folder) if row["row"] == "point"):
+            before, where = found.setdefault(place_of(row), (row, folder))
+            if before["recipe"] != row["recipe"] or before["leakage"] != row["leakage"]:
+                what = f"{row['defense_spec']} under {row['attack_spec']}, seed {row['seed']}, point {row['point']}"
+                raise DataError(
+                    f"{what}, stands in {where} and in {folder} with other numbers or of other code; leave one out, or "
+                    "run both again with one version"
+                )
+    if not found:
+        raise DataError("these folders hold no measured point yet: run the same commands again")
+    return list(found.values())
+
+
+def _attacks(specs: Sequence[str]) -> dict[str, Attack]:
+    return {spec: cast(Attack, registry.instances("attacks", spec)[0][1][0]) for spec in dict.fromkeys(specs)}
+
+
+def _undefended(rows: Sequence[tuple[Row, Path]]) -> None:
+    """Raises unless the undefended run stands beside every row of a defense."""
+    there = {(row["seed"], row["attack_spec"]) for row, _ in rows if row["defense_label"] == UNDEFENDED.spec}
+    for row, folder in rows:
+        if (row["seed"], row["attack_spec"]) not in there:
+            raise DataError(
+                f"{folder} has {row['defense_spec']} under {row['attack_spec']} with seed {row['seed']}, and no folder "
+                "the undefended run of that seed"
+            )
+
+
+def _add(tally: Tally, writer: Writer, row: Row, folder: Path, attack: Attack) -> None:
+    """One row, scored anew if it did not fail, into the tally and the new folder."""
+    row = {**row, "attack_family": attack.family, "access": attack.access}
+    if row["leakage"] is None and row["status"] in ("error", "n/a"):
+        tally.add(row)
+        writer.row(row)
+        return
+    path = outcomes_path(folder, row)
+    if not path.is_file():
+        raise DataError(f"{path} is missing: without outcomes nothing can be scored anew")
+    outcomes = read_outcomes(path)
+    scores, terms = scored(attack, outcomes)
+    row = {**row, "leakage": scores.headline.value, "scores": score_rows(scores, "leakage")}
+    # What is not finite stands in a row as null: a cost without bound is a destroyed model's, any other was not known.
+    unknown = math.inf if row["status"] == "collapsed" else math.nan
+    delta, perplexity = row["d"]["worst"], row["utility"]["perplexity"]["perplexity"]["value"]
+    measured = measured_of(
+        row,
+        attack,
+        unknown if delta is None else delta,
+        math.nan if perplexity is None else perplexity,
+        scores,
+        terms,
+    )
+    tally.add(row, measured)
+    writer.row(row)
+    shutil.copyfile(path, outcomes_path(writer.folder, row))
+
+
+def _together(configs: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    """What the runs were asked for, as of one."""
+    seeds = sorted({seed for config in configs for seed in config["settings"]["seeds"]})
+    defenses: dict[str, object] = {}
+    for config in configs:
+        defenses |= config["defenses"]
+    return {
+        **configs[0],
+        "defenses": defenses,
+        "attacks": list(dict.fromkeys(spec for config in configs for spec in config["attacks"])),
+        "settings": {**configs[0]["settings"], "seeds": seeds},
+        "pooled": len(configs),
+    }
+
+
+__all__ = ["pool"]

@@ -1,0 +1,142 @@
+"""Runs put together give what one run of all would have given, and nothing is put together that does not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import memdefense
+from memdefense import DataError, MemdefenseError, SpecError
+from memdefense.pool import pool
+from memdefense.results import Results, Row, read_rows
+from memdefense.testing import tiny_benchmark
+
+COSTS = ("provenance", "train_seconds")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Three runs on one store: seed 0, seed 1, and both at once."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs")
+    for name, seeds in {"first": (0,), "second": (1,), "both": (0, 1)}.items():
+        measured(folder, name, seeds=seeds)
+    yield folder
+    torch.set_num_threads(before)
+
+
+def measured(folder: Path, name: str, attacks: str = "prefix,discoverable", **options: Any) -> Results:
+    return memdefense.run(
+        tiny_benchmark(),
+        "rmft,pattern-filter",
+        attacks,
+        store=str(folder / "store"),
+        output=str(folder / name),
+        device="cpu",
+        **options,
+    )
+
+
+def told(rows: Sequence[Row]) -> list[Row]:
+    kept = [{name: value for name, value in row.items() if name not in COSTS} for row in rows]
+    return sorted(json.loads(json.dumps(kept)), key=lambda row: json.dumps(row, sort_keys=True))
+
+
+def entries(folder: Path) -> list[Row]:
+    return [row for row in read_rows(folder) if row["row"] == "entry"]
+
+
+def test_two_runs_put_together_are_one(runs: Path, tmp_path: Path) -> None:
+    pool([runs / "first", runs / "second"], tmp_path / "pooled")
+    assert told(list(read_rows(tmp_path / "pooled"))) == told(list(read_rows(runs / "both")))
+    assert {entry["attack"] for entry in entries(tmp_path / "pooled")} == {"prefix", "discoverable", "worst"}
+    ours, theirs = ({p.name for p in (f / "outcomes").iterdir()} for f in (tmp_path / "pooled", runs / "both"))
+    assert ours == theirs
+    config = json.loads((tmp_path / "pooled" / "config.json").read_text())
+    assert config["settings"]["seeds"] == [0, 1]
+
+
+def test_a_folder_alone_is_scored_anew_from_its_outcomes(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "first", tmp_path / "old")
+    rows = [json.loads(line) for line in (tmp_path / "old" / "results.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["row"] == "point":  # as an older version scored it
+            row |= {"leakage": 0.123, "scores": {}}
+    (tmp_path / "old" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pool([tmp_path / "old"], tmp_path / "new")
+    assert told(list(read_rows(tmp_path / "new"))) == told(list(read_rows(runs / "first")))
+
+
+def test_a_defense_stands_where_it_was_attacked(runs: Path, tmp_path: Path) -> None:
+    memdefense.run(
+        tiny_benchmark(),
+        "dedup",
+        "prefix",
+        store=str(runs / "store"),
+        output=str(tmp_path / "dedup"),
+        device="cpu",
+        seeds=(0, 1),
+    )
+    pool([runs / "both", tmp_path / "dedup"], tmp_path / "pooled")
+    arms: dict[str, set[str]] = {}
+    for entry in entries(tmp_path / "pooled"):
+        arms.setdefault(entry["attack"], set()).add(entry["defense_label"])
+    assert arms["prefix"] == arms["worst"] | {"dedup"}
+    assert "dedup" not in arms["discoverable"]
+
+
+def test_what_was_read_again_counts_once(runs: Path, tmp_path: Path) -> None:
+    pool([runs / "both", runs / "first"], tmp_path / "pooled")
+    assert told(list(read_rows(tmp_path / "pooled"))) == told(list(read_rows(runs / "both")))
+
+
+def test_runs_that_do_not_fit_are_named(runs: Path, tmp_path: Path) -> None:
+    measured(tmp_path, "longer", training={"learning_rate": 1e-4})
+    with pytest.raises(DataError, match=r"training's learning_rate is 0\.0001, not"):
+        pool([runs / "first", tmp_path / "longer"], tmp_path / "pooled")
+    assert not (tmp_path / "pooled").exists()
+
+
+def changed(folder: Path, copy: Path, **fields: object) -> Path:
+    """A copy of a results folder whose point rows have other fields."""
+    shutil.copytree(folder, copy)
+    rows = [json.loads(line) for line in (copy / "results.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row | fields if row["row"] == "point" else row) + "\n" for row in rows]
+    (copy / "results.jsonl").write_text("".join(lines))
+    return copy
+
+
+def test_one_point_cannot_be_measured_twice(runs: Path, tmp_path: Path) -> None:
+    other = changed(runs / "first", tmp_path / "other", leakage=0.5)
+    with pytest.raises(DataError, match=r"none under prefix, seed 0, point .* with other numbers or of other code"):
+        pool([runs / "first", other], tmp_path / "pooled")
+
+
+def test_every_seed_needs_its_undefended_run(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "first", tmp_path / "first")
+    lines = (tmp_path / "first" / "results.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["defense_label"] != "none"]
+    (tmp_path / "first" / "results.jsonl").write_text("".join(kept))
+    with pytest.raises(DataError, match="no folder the undefended run of that seed"):
+        pool([tmp_path / "first"], tmp_path / "pooled")
+
+
+def test_missing_things_are_named(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "first", tmp_path / "first")
+    next((tmp_path / "first" / "outcomes").iterdir()).unlink()
+    complaints: list[tuple[list[Path], type[MemdefenseError], str]] = [
+        ([], SpecError, "no results were named"),
+        ([tmp_path / "nowhere"], DataError, "config.json cannot be read"),
+        ([tmp_path / "first"], DataError, "is missing: without outcomes nothing can be scored anew"),
+        ([tmp_path / "pooled"], SpecError, "choose another"),
+    ]
+    for folders, kind, complaint in complaints:
+        with pytest.raises(kind, match=complaint):
+            pool(folders, tmp_path / "pooled")
