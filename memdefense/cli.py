@@ -13,7 +13,19 @@ import click
 
 from memdefense import __version__
 from memdefense.errors import MemdefenseError
-from memdefense.options import STORE, batch_size_of, benchmark_of, config_file, many, store_folder, training_of
+from memdefense.options import (
+    MACHINE,
+    MODEL,
+    STORE,
+    TEXT,
+    TRAINING,
+    batch_size_of,
+    benchmark_of,
+    config_file,
+    many,
+    settings_of,
+    store_folder,
+)
 
 
 class Commands(click.Group):
@@ -64,54 +76,19 @@ def cli(verbose: bool) -> None:
 @click.option("--config", callback=config_file, is_eager=True, help="TOML or JSON file of these options; flags win.")
 @many("-d", "--defense", "--defenses", "defenses", default="rmft", help="Comma list or repeated; 'all' is every one.")
 @many("-a", "--attack", "--attacks", "attacks", default="prefix", help="Comma list or repeated.")
-@click.option(
-    "-b", "--benchmark", default="", help="A benchmark spec, such as mailbox or enron:data=PATH. [default: mailbox]"
-)
-@click.option("--data", default="", help="Your own text: JSONL, CSV, Parquet, text file or folder.")
-@click.option("--text-field", default="text", show_default=True, help="The text's field in --data.")
-@click.option("--author-field", default="", help="The author's field in --data.")
-@click.option("-m", "--model", default="", help="Hub id or folder of a causal LM. [default: the benchmark's own]")
-@click.option("--revision", default="", help="Branch, tag or commit of a hub model.")
+@TEXT
+@MODEL
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="So many runs, seeds 0, 1, ...")
 @click.option("--seed", "seed", type=int, multiple=True, help="Exactly this seed; may be repeated.")
-@click.option("--epochs", type=click.FloatRange(0), help="Passes over the private text.")
-@click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Peak learning rate.")
-@click.option("--block-size", type=click.IntRange(8), help="Tokens per training row.")
-@click.option("--train-batch-size", type=click.IntRange(1), help="Rows per optimizer step.")
-@click.option("--checkpoints", type=click.IntRange(1), help="Operating points per training run. [default: 5]")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), help="Of training's matrix products.")
-@click.option("--peft", type=click.Choice(["lora"]), help="Train adapters instead of all weights.")
-@click.option("--lora-rank", type=click.IntRange(1), default=16, show_default=True)
-@click.option("--lora-alpha", type=click.IntRange(1), default=32, show_default=True)
-@click.option("--lora-targets", default="", help="Module names, comma-separated. [default: all linear layers]")
+@TRAINING
 @click.option("--general-text", default="", help="A text file for the general perplexity.")
-@click.option(
-    "--detector-recall",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Drops values from the defender's detector.",
-)
-@click.option(
-    "--edit-at",
-    type=click.Choice(["last", "all"]),
-    default="last",
-    show_default=True,
-    help="Which training points are edited.",
-)
 @click.option("--limit", type=click.IntRange(0), default=0, help="Measure a sample of so many; for trials only.")
 @click.option("--batch-size", default="auto", show_default=True, help="Sequences per evaluation pass.")
-@click.option(
-    "--micro-batch", type=click.IntRange(0), default=0, help="Rows per training pass. [default: the whole batch]"
-)
-@click.option("--device", default="", help="cpu or cuda. [default: the best there is]")
 @click.option(
     "--baselines", default="never-trained,refuse", show_default=True, help="Trivial rows that come along; '' for none."
 )
 @click.option("--log-samples", is_flag=True, help="Also write prompts and generations: they hold private text.")
-@click.option(
-    "--store", default="", help="Where artifacts are kept. [default: $MEMDEFENSE_STORE or ~/.cache/memdefense]"
-)
+@MACHINE
 @click.option("-o", "--output", default="", help="Results folder. [default: runs/BENCHMARK-DIGEST]")
 def run(**given: Any) -> None:
     """Measure defenses against attacks and print the MaxTER table.
@@ -128,18 +105,11 @@ def run(**given: Any) -> None:
     benchmark = benchmark_of(given)
     spec = benchmark if isinstance(benchmark, str) else benchmark.spec
     settings = Settings(
-        model=given["model"],
-        revision=given["revision"],
+        **settings_of(given),
         seeds=tuple(given["seed"]) or tuple(range(given["seeds"])),
-        training=training_of(given),
-        store=given["store"],
         output=given["output"],
-        device=given["device"],
         batch_size=batch_size_of(given["batch_size"]),
-        micro_batch=given["micro_batch"],
         general_text=given["general_text"],
-        detector_recall=given["detector_recall"],
-        edit_all=given["edit_at"] == "all",
         limit=given["limit"],
         log_samples=given["log_samples"],
         baselines=given["baselines"],
@@ -164,6 +134,50 @@ def run(**given: Any) -> None:
 
 
 @cli.command()
+@click.option("-d", "--defense", required=True, help="One spec, such as rmft or dedup+rmft.")
+@TEXT
+@MODEL
+@click.option("--seed", type=int, default=0, show_default=True, help="The run's seed.")
+@click.option("--point", default="", help="The operating point, as the tables name it. [default: the last]")
+@click.option("--whole", is_flag=True, help="Also train on the text that a run holds out for measuring.")
+@TRAINING
+@MACHINE
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="A new folder.")
+def defend(**given: Any) -> None:
+    """Write out one defended model and its text, for use: what a run has trained is not trained again.
+
+    \b
+    memdefense defend -d rmft --data mine.jsonl --text-field text --model ./my-model -o defended
+    """
+    from memdefense.export import export, one_defense
+    from memdefense.runner import one_benchmark
+    from memdefense.settings import Settings
+    from memdefense.watch import watching
+
+    benchmark = one_benchmark(benchmark_of(given))
+    defense = one_defense(given["defense"])
+    settings = Settings(**settings_of(given), seeds=(given["seed"],))
+    output = given["output"]
+    with watching() as progress:
+        facts = export(
+            benchmark,
+            defense,
+            output,
+            settings=settings,
+            point=given["point"],
+            whole=given["whole"],
+            progress=progress,
+        )
+    click.echo(f"{output}: {facts['defense']}, seed {facts['seed']}, point {facts['point']}; it holds private text")
+    if facts["guarded"]:
+        click.echo(
+            f"{facts['defense']} answers through a guard, which is no part of the weights: {output / 'model'} alone "
+            "is not defended by it",
+            err=True,
+        )
+
+
+@cli.command()
 @click.option("-m", "--model", required=True, help="Hub id or folder of the causal LM that is attacked.")
 @click.option("--members", required=True, help="What it was trained on: JSONL, CSV, Parquet, text file or folder.")
 @click.option("--non-members", required=True, help="Text of the same kind that it was not trained on.")
@@ -177,10 +191,7 @@ def run(**given: Any) -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every draw an attack makes.")
 @click.option("--scores", is_flag=True, help="Print every score of each attack.")
 @click.option("--batch-size", default="auto", show_default=True, help="Sequences per pass.")
-@click.option("--device", default="", help="cpu or cuda. [default: the best there is]")
-@click.option(
-    "--store", default="", help="Where artifacts are kept. [default: $MEMDEFENSE_STORE or ~/.cache/memdefense]"
-)
+@MACHINE
 @click.option("-o", "--output", default="", help="Results folder. [default: none is written]")
 def attack(**given: Any) -> None:
     """Attack a model and data of your own: no defense, no training.

@@ -12,6 +12,69 @@ import click
 STORE = click.option("--store", default="", help="[default: $MEMDEFENSE_STORE or ~/.cache/memdefense]")
 
 
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _all(*options: Decorator) -> Decorator:
+    """Several options as one decorator, in the order written."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+TEXT = _all(
+    click.option(
+        "-b", "--benchmark", default="", help="A benchmark spec, such as mailbox or enron:data=PATH. [default: mailbox]"
+    ),
+    click.option("--data", default="", help="Your own text: JSONL, CSV, Parquet, text file or folder."),
+    click.option("--text-field", default="text", show_default=True, help="The text's field in --data."),
+    click.option("--author-field", default="", help="The author's field in --data."),
+)
+MODEL = _all(
+    click.option("-m", "--model", default="", help="Hub id or folder of a causal LM. [default: the benchmark's own]"),
+    click.option("--revision", default="", help="Branch, tag or commit of a hub model."),
+)
+TRAINING = _all(
+    click.option("--epochs", type=click.FloatRange(0), help="Passes over the private text."),
+    click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Peak learning rate."),
+    click.option("--block-size", type=click.IntRange(8), help="Tokens per training row."),
+    click.option("--train-batch-size", type=click.IntRange(1), help="Rows per optimizer step."),
+    click.option("--checkpoints", type=click.IntRange(1), help="Operating points per training run. [default: 5]"),
+    click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), help="Of training's matrix products."),
+    click.option("--peft", type=click.Choice(["lora"]), help="Train adapters instead of all weights."),
+    click.option("--lora-rank", type=click.IntRange(1), default=16, show_default=True),
+    click.option("--lora-alpha", type=click.IntRange(1), default=32, show_default=True),
+    click.option("--lora-targets", default="", help="Module names, comma-separated. [default: all linear layers]"),
+    click.option(
+        "--detector-recall",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=1.0,
+        show_default=True,
+        help="Drops values from the defender's detector.",
+    ),
+    click.option(
+        "--edit-at",
+        type=click.Choice(["last", "all"]),
+        default="last",
+        show_default=True,
+        help="Which training points are edited.",
+    ),
+    click.option(
+        "--micro-batch", type=click.IntRange(0), default=0, help="Rows per training pass. [default: the whole batch]"
+    ),
+)
+MACHINE = _all(
+    click.option("--device", default="", help="cpu or cuda. [default: the best there is]"),
+    click.option(
+        "--store", default="", help="Where artifacts are kept. [default: $MEMDEFENSE_STORE or ~/.cache/memdefense]"
+    ),
+)
+
+
 def config_file(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     """Reads a TOML or JSON file of option names; what stands on the command line wins."""
     if not value:
@@ -47,7 +110,7 @@ def config_file(ctx: click.Context, param: click.Parameter, value: str | None) -
     return value
 
 
-def many(*names: str, default: str, help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def many(*names: str, default: str, help: str) -> Decorator:
     """An option of names that may be repeated or stand in a comma list."""
     return click.option(*names, multiple=True, default=(default,), show_default=True, help=help)
 
@@ -68,6 +131,20 @@ def benchmark_of(given: Mapping[str, Any]) -> Any:
         fields = {"data": given["data"], "text_field": given["text_field"], "author_field": given["author_field"]}
         return registry.build("benchmarks", "jsonl", **fields)[0]
     return str(given["benchmark"] or "mailbox")
+
+
+def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `memdefense.settings.Settings` that decide what is trained, and where."""
+    return {
+        "model": given["model"],
+        "revision": given["revision"],
+        "training": training_of(given),
+        "store": given["store"],
+        "device": given["device"],
+        "micro_batch": given["micro_batch"],
+        "detector_recall": given["detector_recall"],
+        "edit_all": given["edit_at"] == "all",
+    }
 
 
 def training_of(given: Mapping[str, Any]) -> dict[str, object]:

@@ -58,12 +58,7 @@ def run(
             status ``error``, and the others go on.
     """
     settings = _settings(settings, options)
-    named = registry.instances("benchmarks", benchmark)
-    if len(named) != 1:
-        raise SpecError(
-            f"a run has one benchmark, not {len(named)}: {', '.join(label for label, _ in named) or 'none'}"
-        )
-    chosen = cast(Benchmark, named[0][1][0])
+    chosen = one_benchmark(benchmark)
     arms = _arms(defenses, settings.baselines)
     played = [cast(Attack, made[0]) for _, made in registry.instances("attacks", attacks)]
     utilities = [cast(Utility, made[0]) for _, made in registry.instances("utilities", "all")]
@@ -84,6 +79,20 @@ def run(
     finally:
         _tell_reuse(work.bench.store)
     return Results(sheet.rows, entries, writer.folder if writer else None)
+
+
+def one_benchmark(given: Benchmark | str) -> Benchmark:
+    """The one benchmark that was named.
+
+    Raises:
+        SpecError: it is none, or several.
+    """
+    named = registry.instances("benchmarks", given)
+    if len(named) != 1:
+        raise SpecError(
+            f"a run has one benchmark, not {len(named)}: {', '.join(label for label, _ in named) or 'none'}"
+        )
+    return cast(Benchmark, named[0][1][0])
 
 
 def prepare(benchmark: Benchmark, settings: Settings, progress: Progress | None = None) -> Work:
@@ -197,4 +206,4 @@ def _tell_reuse(store: Store) -> None:
         (store.folder / "last-run.json").write_text(json.dumps(store.events, default=str))
 
 
-__all__ = ["Results", "Settings", "prepare", "run"]
+__all__ = ["Results", "Settings", "one_benchmark", "prepare", "run"]

@@ -227,3 +227,14 @@ def test_interrupt_is_130_and_says_how_to_go_on(invoke: Invoke, monkeypatch: pyt
     said = invoke(["list"])
     assert said.code == 130
     assert "the same command goes on from there" in said.err
+
+
+def test_a_defended_model_is_written_out(invoke: Invoke, tmp_path: Path) -> None:
+    said = invoke(["defend", "-d", "refuse", "-b", TINY, "-o", "mine"])
+    assert said.code == 0, said.err
+    assert "mine: refuse, seed 0, point 1.0; it holds private text" in said.out
+    assert f"{Path('mine') / 'model'} alone is not defended" in said.err
+    assert (tmp_path / "mine" / "model" / "model.safetensors").is_file()
+    again = invoke(["defend", "-d", "refuse", "-b", TINY, "-o", "mine"])
+    assert again.code == 2
+    assert "nothing is overwritten" in again.err
