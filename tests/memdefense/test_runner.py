@@ -25,6 +25,7 @@ from memdefense import (
     Document,
     Documents,
     Lab,
+    NotApplicable,
     Outcome,
     Point,
     Score,
@@ -128,6 +129,16 @@ class Lost(Attack):
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
         return Scores(Score(0.0, 0.0, 0.0, 0), {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Senseless(Lost):
+    """Has nothing to do here, and is of the family of prefix."""
+
+    name: ClassVar[str] = "senseless"
+
+    def run(self, target: object, corpus: Corpus, lab: object) -> list[Outcome]:
+        raise NotApplicable("nothing to do")
 
 
 def measured(folder: Path, defenses: object, attacks: object = (Prefix(),), seeds: Sequence[int] = (0,)) -> Results:
@@ -251,6 +262,18 @@ def test_an_attack_that_failed_may_have_been_the_worst(tmp_path: Path) -> None:
     worst = [entry for entry in results.entries if entry["attack"] == "worst"]
     assert all(not entry["resolvable"] and "lost failed" in entry["note"] for entry in worst)
     assert {entry["attack"] for entry in results.entries} == {"lost", "prefix", "worst"}
+
+
+def test_an_attack_that_makes_no_sense_leaves_the_worst_to_the_others(tmp_path: Path) -> None:
+    results = measured(tmp_path, [RMFT()], [Prefix(), Senseless()])
+    assert {row["status"] for row in results.points if row["attack"] == "senseless"} == {"n/a"}
+    single = {entry["defense_label"]: entry for entry in results.entries if entry["attack"] == "prefix"}
+    for entry in results.entries:
+        if entry["attack"] == "worst":
+            alone = single[entry["defense_label"]]
+            assert entry["seeds"] == [0]
+            assert entry["readings"] == {"prefix/": alone["readings"][""]}
+            assert entry["note"] == alone["note"]
 
 
 def test_a_second_run_reads_everything_from_the_store_and_says_the_same(
