@@ -10,6 +10,7 @@ from memdefense.results import Row
 from .cells import last_points, mean, number
 
 _BUDGET = 20  # percent of utility, where areas end
+_OF_UTILITY = ("perplexity", "utility kept")  # published figures that have no attack
 
 
 def notes_of(group: Sequence[Row], points: Sequence[Row], claims: Sequence[Claim]) -> list[str]:
@@ -187,11 +188,11 @@ def _chance(rows: Sequence[Row]) -> list[str]:
 
 def _claimed(entry: Row, claims: Sequence[Claim]) -> list[str]:
     """What was published of an entry's defense, one line per source."""
-    extracts = entry.get("attack_family") in (None, "extraction")  # rates of extraction say nothing of membership
+    extracts = entry.get("attack_family") in (None, "extraction")  # rates of extraction say nothing of other attacks
     return claim_lines(
         [
             claim
             for claim in claims
-            if claim["defense"] == entry["defense"] and (extracts or claim["metric"] not in ("TER", "SER"))
+            if claim["defense"] == entry["defense"] and (extracts or claim["metric"] in _OF_UTILITY)
         ]
     )

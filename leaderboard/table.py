@@ -18,10 +18,11 @@ from memdefense.published import published
 from memdefense.results import Row, latest
 
 from .cells import TPR, cells, columns, number, rank
+from .matrix import matrix_of
 from .notes import notes_of
 
 _WIDTH = 100  # what the table needs to be read with ease
-_LEAST = {"defense": 8, "leakage": 12, TPR: 11, "status": 8}  # an interval stays unbroken; a long name may fold
+_LEAST = {"defense": 8, "leakage": 12, TPR: 11}  # an interval stays unbroken; a long name may fold
 _LEFT = ("#", "defense", "status")
 _FOOT = (
     "[95 % interval]. leakage ↓: excess over chance at the end, 0 to 1. TPR@1 % ↓: members found by the attack's "
@@ -67,6 +68,12 @@ def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = 
     if not entries:
         raise DataError("these results hold no entry yet: the run was interrupted; run the same command again")
     for title, group in _grouped(list(entries.values())):
+        if group[0].get("attacks"):
+            same = [entry for entry in entries.values() if _setting(entry) == _setting(group[0])]
+            name = f"{_setting(group[0])} · AURC % by {group[0]['attack_family']} attack, leakage beneath"
+            (_print_markdown if markdown else _print_matrix)(console, name, *matrix_of(group, same))
+            if not markdown:
+                console.print()
         mine = _points_of(group[0], rows)
         names, lines = columns(group, mine), [cells(entry, group, mine) for entry in sorted(group, key=rank)]
         overfit = max((row.get("overfit_percent") or 0.0 for row in mine), default=0.0)
@@ -87,14 +94,33 @@ def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = 
 
 def _print_table(console: Console, heading: str, names: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for column in names:
+    for place, column in enumerate(names):
         name = column.replace("@", "\n@") if "@" in column else column.replace(" %", "\n%")
         justify: Literal["left", "right"] = "left" if column in _LEFT else "right"
-        table.add_column(name, justify=justify, overflow="fold", min_width=_LEAST.get(column))
+        table.add_column(
+            name, justify=justify, overflow="fold", min_width=_least(column, [line[place] for line in lines])
+        )
     for line in lines:
         table.add_row(*map(Text, line))
     console.print(Text(heading, style="bold"))
     console.print(table)
+
+
+def _print_matrix(console: Console, heading: str, names: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for place, name in enumerate(names):
+        table.add_column(name, justify="right" if place else "left", overflow="fold", min_width=0 if place else 8)
+    for line in lines:
+        table.add_row(*map(Text, line))
+    console.print(Text(heading, style="bold"))
+    console.print(table)
+
+
+def _least(column: str, texts: Sequence[str]) -> int | None:
+    """The least width of a column: no word of a status is broken."""
+    if column == "status":
+        return max(len(word) for text in texts for word in text.split())
+    return _LEAST.get(column)
 
 
 def _print_markdown(console: Console, heading: str, names: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

@@ -163,11 +163,31 @@ def test_the_worst_attack_ranks_and_comes_first(printed: Printed) -> None:
     text = printed(rows)
     first, second = "worst extraction attack of prefix, sampling (text)", "· prefix (text)"
     assert 0 <= text.index(first) < text.index(second)
+    text = text[text.index(first) :]
     assert "the attack that leaks most at the end: rmft sampling or prefix" in " ".join(text.split())
     assert next(line for line in text.splitlines() if line.split()[1:2] == ["rmft"]).split()[2] == "0.210"
     # The tables of single attacks keep their own points.
     assert text.count("member values extracted") == 1
     assert printed(rows, points=True).count("d contin.") == 1
+
+
+def test_every_attack_of_a_family_stands_in_one_matrix_with_the_worst_last(printed: Printed) -> None:
+    worst = {"attack": "worst", "attack_spec": "worst", "attacks": ["prefix", "sampling"]}
+    low = {"aurc": score(12.5), "leakage": score(0.345)}
+    rows = [entry("none"), entry("rmft") | {"aurc": score(70.0), "leakage": score(0.05)}]
+    rows += [entry("rmft") | {"attack": "sampling", "attack_spec": "sampling"} | low]
+    rows += [entry("none") | worst, entry("rmft", (30.0, 20.0, 40.0)) | worst | low]
+    text = printed(rows)
+    head = text.index("AURC % by extraction attack, leakage beneath")
+    lines = [line for line in text[head:].splitlines() if line.strip()]
+    assert lines[1].split() == ["defense", "prefix", "sampling", "worst"]
+    row = next(place for place, line in enumerate(lines) if line.split()[:1] == ["rmft"])
+    assert lines[row].split() == ["rmft", "70.0", "12.5", "12.5"]
+    assert lines[row + 1].split() == ["0.050", "0.345", "0.345"]
+    # What was not measured is no zero.
+    none = next(line for line in lines if line.split()[:1] == ["none"])
+    assert none.split()[2] == "-"
+    assert "| rmft | 70.0<br>0.050 | 12.5<br>0.345 | 12.5<br>0.345 |" in printed(rows, markdown=True)
 
 
 def test_noise_by_its_source_and_figures_for_comparison_stand_below(printed: Printed) -> None:
