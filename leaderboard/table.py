@@ -49,13 +49,14 @@ def shipped() -> list[Path]:
     return found
 
 
-def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = False) -> None:
+def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = False, legend: bool = True) -> None:
     """Prints one table per benchmark, model and attack.
 
     Args:
         rows: point and entry rows; a later entry of a key takes the place of an earlier one.
         points: also every operating point.
         markdown: for a document instead of a terminal.
+        legend: also what the columns mean.
 
     Raises:
         DataError: there is no entry.
@@ -89,7 +90,8 @@ def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = 
         console.print()
         if points and not group[0].get("attacks"):
             _print_points(console, mine)
-    console.print(_FOOT, highlight=False, markup=False, style="dim")
+    if legend:
+        console.print(_FOOT, highlight=False, markup=False, style="dim")
 
 
 def _print_table(console: Console, heading: str, names: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
