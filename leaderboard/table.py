@@ -21,7 +21,7 @@ from .cells import TPR, cells, columns, number, rank
 from .matrix import matrix_of
 from .notes import notes_of
 
-_WIDTH = 100  # what the table needs to be read with ease
+_WIDTH = 110  # what the table needs to be read with ease
 _LEAST = {"defense": 8, "leakage": 12, TPR: 11}  # an interval stays unbroken; a long name may fold
 _LEFT = ("#", "defense", "status")
 _FOOT = (

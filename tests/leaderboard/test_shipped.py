@@ -46,3 +46,11 @@ def test_shipped_rows_name_no_folder_and_hold_no_value() -> None:
         for row in read_rows(path):
             strings = [str(value) for value in row.values() if isinstance(value, str)]
             assert not [hit.kind for text in strings for hit in pii.find(text) if hit.kind in ("email", "phone", "ssn")]
+
+
+def test_runs_that_were_not_made_as_one_stand_apart() -> None:
+    said = CliRunner().invoke(leaderboard, ["--markdown"])
+    told = [path.stem for path in shipped() if any(row["row"] == "entry" for row in read_rows(path))]
+    assert [line[3:] for line in said.output.splitlines() if line.startswith("## ")] == told
+    assert len(told) >= 2
+    assert said.output.count("[95 % interval]") == 1

@@ -95,7 +95,7 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> Printed:
     return run
 
 
-@pytest.mark.parametrize("width", [100, 160])
+@pytest.mark.parametrize("width", [table._WIDTH, 160])
 def test_every_kind_of_entry_is_printed_within_the_width(printed: Printed, width: int) -> None:
     text = printed(EVERYTHING, width, points=True)
     assert max(map(len, text.splitlines())) <= width
@@ -267,7 +267,7 @@ def test_a_membership_table_holds_tpr_at_one_percent_where_it_is_resolved(printe
     line = next(line for line in text.splitlines() if line.split()[1:2] == ["rmft"])
     assert line.split()[3] == "0.43"
     assert "[0.33,0.53]" in text
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= table._WIDTH
     for resolved in (True, False):
         text = printed(rows(resolved=resolved), markdown=True)
         assert ("TPR@1 %" in text.split("---")[0]) is resolved
