@@ -133,7 +133,7 @@ def _rounded(value: float, digits: int, sign: str = "") -> str:
 
 def number(value: float | None, digits: int) -> str:
     """A number, or "-" where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
+    return "-" if value is None else _rounded(value, digits)
 
 
 def mean(values: Sequence[float | None]) -> float | None:

@@ -72,7 +72,7 @@ def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = 
         if group[0].get("attacks"):
             same = [entry for entry in entries.values() if _setting(entry) == _setting(group[0])]
             name = f"{_setting(group[0])} · AURC % by {group[0]['attack_family']} attack, leakage beneath"
-            (_print_markdown if markdown else _print_matrix)(console, name, *matrix_of(group, same))
+            (_print_markdown if markdown else _print_table)(console, name, *matrix_of(group, same))
             if not markdown:
                 console.print()
         mine = _points_of(group[0], rows)
@@ -102,16 +102,6 @@ def _print_table(console: Console, heading: str, names: Sequence[str], lines: Se
         table.add_column(
             name, justify=justify, overflow="fold", min_width=_least(column, [line[place] for line in lines])
         )
-    for line in lines:
-        table.add_row(*map(Text, line))
-    console.print(Text(heading, style="bold"))
-    console.print(table)
-
-
-def _print_matrix(console: Console, heading: str, names: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for place, name in enumerate(names):
-        table.add_column(name, justify="right" if place else "left", overflow="fold", min_width=0 if place else 8)
     for line in lines:
         table.add_row(*map(Text, line))
     console.print(Text(heading, style="bold"))

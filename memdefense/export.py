@@ -15,7 +15,7 @@ from memdefense.corpus import Benchmark, write_documents
 from memdefense.defense import Defense, overrides
 from memdefense.errors import DataError, SpecError
 from memdefense.pipeline import Defended, defend
-from memdefense.results import plain
+from memdefense.results import check_new, plain
 from memdefense.runner import prepare
 from memdefense.settings import Settings
 from memdefense.work import retried
@@ -55,8 +55,7 @@ def export(
     """
     if len(settings.seeds) != 1:
         raise SpecError(f"one model has one seed, not {len(settings.seeds)}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise DataError(f"{output} is there already; choose a new folder with -o, nothing is overwritten")
+    check_new(output)
     work = prepare(benchmark, settings, progress)
     private = (*work.corpus.train, *work.corpus.held_out) if whole else None
 

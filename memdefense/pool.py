@@ -18,7 +18,7 @@ from memdefense.attack import Attack
 from memdefense.errors import DataError, SpecError
 from memdefense.pipeline import read_outcomes, scored
 from memdefense.reference import UNDEFENDED
-from memdefense.results import Results, Row, Writer, latest, outcomes_path, place_of, read_rows, score_rows
+from memdefense.results import Results, Row, Writer, check_new, latest, outcomes_path, place_of, read_rows, score_rows
 from memdefense.tally import Tally, measured_of
 
 # Settings in which runs that are put together may differ.
@@ -38,13 +38,13 @@ def pool(folders: Sequence[Path], output: Path) -> Results:
 
     Raises:
         DataError: a folder is none of a run, lacks outcomes, or was measured otherwise than the first; a point stands
-            in two of them with other numbers; or the undefended run of a seed is in none.
-        SpecError: ``output`` is one of the folders, or an attack is not installed.
+            in two of them with other numbers; the undefended run of a seed is in none; or ``output`` is not empty.
+        SpecError: no folder was named, or an attack is not installed.
     """
     if not folders:
         raise SpecError("no results were named; give the folders that memdefense run wrote")
-    if output.resolve() in {folder.resolve() for folder in folders}:
-        raise SpecError(f"{output} is one of the folders that are put together; choose another")
+    # Rows already there would stay as an older version scored them.
+    check_new(output)
     configs = [_config(folder) for folder in folders]
     for folder, config in zip(folders[1:], configs[1:], strict=True):
         if differs := _difference(configs[0], config):
@@ -52,6 +52,9 @@ def pool(folders: Sequence[Path], output: Path) -> Results:
     rows = _rows(folders)
     attacks = _attacks([row["attack_spec"] for row, _ in rows])
     _undefended(rows)
+    for row, folder in rows:
+        if not _failed(row) and not outcomes_path(folder, row).is_file():
+            raise DataError(f"{outcomes_path(folder, row)} is missing: without outcomes nothing can be scored anew")
     tally = Tally(list(attacks.values()), dict(rows[-1][0]["provenance"]))
     writer = Writer(output)
     writer.text("config.json", json.dumps(_together(configs), indent=1))
@@ -122,15 +125,12 @@ def _undefended(rows: Sequence[tuple[Row, Path]]) -> None:
 def _add(tally: Tally, writer: Writer, row: Row, folder: Path, attack: Attack) -> None:
     """One row, scored anew if it did not fail, into the tally and the new folder."""
     row = {**row, "attack_family": attack.family, "access": attack.access}
-    if row["leakage"] is None and row["status"] in ("error", "n/a"):
+    if _failed(row):
         tally.add(row)
         writer.row(row)
         return
     path = outcomes_path(folder, row)
-    if not path.is_file():
-        raise DataError(f"{path} is missing: without outcomes nothing can be scored anew")
-    outcomes = read_outcomes(path)
-    scores, terms = scored(attack, outcomes)
+    scores, terms = scored(attack, read_outcomes(path))
     row = {**row, "leakage": scores.headline.value, "scores": score_rows(scores, "leakage")}
     # What is not finite stands in a row as null: a cost without bound is a destroyed model's, any other was not known.
     unknown = math.inf if row["status"] == "collapsed" else math.nan
@@ -146,6 +146,10 @@ def _add(tally: Tally, writer: Writer, row: Row, folder: Path, attack: Attack) -
     tally.add(row, measured)
     writer.row(row)
     shutil.copyfile(path, outcomes_path(writer.folder, row))
+
+
+def _failed(row: Row) -> bool:
+    return row["status"] in ("error", "n/a")
 
 
 def _together(configs: Sequence[Mapping[str, Any]]) -> dict[str, object]:

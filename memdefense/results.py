@@ -117,6 +117,16 @@ def read_rows(folder: Path) -> Iterator[Row]:
             yield row
 
 
+def check_new(folder: Path) -> None:
+    """Raises unless a folder is not there yet, or empty.
+
+    Raises:
+        DataError: it holds something, or is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} is there already; choose a new folder with -o, nothing is overwritten")
+
+
 def latest(rows: Iterable[Row]) -> list[Row]:
     """Rows of points without those that a later row of the same point, attack and seed replaces, in their order."""
     found = list(rows)

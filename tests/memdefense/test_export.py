@@ -33,9 +33,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.set_num_threads(before)
 
 
-def exported(store: Path, output: Path, defense: Defense = RMFT(), **options: Any) -> dict[str, object]:  # noqa: B008
+def exported(store: Path, output: Path, defense: Defense | None = None, **options: Any) -> dict[str, object]:
     settings = Settings(store=str(store), device="cpu")
-    return export(tiny_benchmark(), defense, output, settings=settings, **options)
+    return export(tiny_benchmark(), defense or RMFT(), output, settings=settings, **options)
 
 
 def count(store: Path, kind: str) -> int:

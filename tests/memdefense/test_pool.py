@@ -135,8 +135,16 @@ def test_missing_things_are_named(runs: Path, tmp_path: Path) -> None:
         ([], SpecError, "no results were named"),
         ([tmp_path / "nowhere"], DataError, "config.json cannot be read"),
         ([tmp_path / "first"], DataError, "is missing: without outcomes nothing can be scored anew"),
-        ([tmp_path / "pooled"], SpecError, "choose another"),
     ]
     for folders, kind, complaint in complaints:
         with pytest.raises(kind, match=complaint):
             pool(folders, tmp_path / "pooled")
+        assert not (tmp_path / "pooled").exists()
+
+
+def test_rows_of_an_older_version_are_not_mixed_with_new_ones(runs: Path) -> None:
+    before = (runs / "first" / "results.jsonl").read_bytes()
+    for folders in ([runs / "first"], [runs / "second"]):
+        with pytest.raises(DataError, match="nothing is overwritten"):
+            pool(folders, runs / "first")
+    assert (runs / "first" / "results.jsonl").read_bytes() == before
