@@ -10,7 +10,7 @@ import torch
 
 from memdefense.corpus import Document
 from memdefense.defense import Defense
-from memdefense.defenses.goldfish import Goldfish, GoldfishLoss
+from memdefense.defenses.goldfish import Goldfish, GoldfishLoss, _hidden
 from memdefense.errors import SpecError
 from memdefense.interval import wilson
 from memdefense.lm import LM
@@ -37,21 +37,26 @@ def by_hand(ids: list[int], k: int, h: int, *, late: int) -> list[bool]:
     return hidden
 
 
+def places(ids: torch.Tensor) -> torch.Tensor:
+    """Offsets of rows that are a document each."""
+    return torch.arange(ids.shape[1]).expand(ids.shape)
+
+
 @pytest.mark.parametrize(("k", "h"), [(4, 13), (2, 1), (3, 2), (8, 40)])
 @pytest.mark.parametrize("context", ["including", "preceding"])
 def test_the_mask_is_the_written_rule(k: int, h: int, context: Literal["including", "preceding"]) -> None:
     ids = torch.randint(0, 151_936, (3, 64), generator=torch.Generator().manual_seed(h))
     ids[1, 20:22] = 0
-    found = GoldfishLoss(k, h, context).ignored(ids)
+    found = GoldfishLoss(k, h, context).ignored(ids, places(ids))
     assert found.tolist() == [by_hand(row, k, h, late=context == "preceding") for row in ids.tolist()]
     assert found.any()
 
 
 def test_rows_shorter_than_the_context_are_learned_whole() -> None:
     ids = torch.arange(1, 13)[None]
-    assert not GoldfishLoss(2, 13, "including").ignored(ids).any()
-    assert not GoldfishLoss(2, 12, "preceding").ignored(ids).any()
-    assert GoldfishLoss(2, 12, "including").ignored(ids).shape == (1, 12)
+    assert not GoldfishLoss(2, 13, "including").ignored(ids, places(ids)).any()
+    assert not GoldfishLoss(2, 12, "preceding").ignored(ids, places(ids)).any()
+    assert GoldfishLoss(2, 12, "including").ignored(ids, places(ids)).shape == (1, 12)
 
 
 def test_one_label_in_k_is_ignored_and_an_end_of_text_is_no_hole() -> None:
@@ -60,30 +65,67 @@ def test_one_label_in_k_is_ignored_and_an_end_of_text_is_no_hole() -> None:
     ids = torch.from_numpy((2048 * rng.random((200, 256)) ** 3).astype(np.int64))
     ids[:, 100] = 0  # what separates documents in many a tokenizer
     for k in (3, 4, 8):
-        hidden = GoldfishLoss(k, 13, "including").ignored(ids)
+        hidden = GoldfishLoss(k, 13, "including").ignored(ids, places(ids))
         share = hidden[:, 12:].float().mean()
         assert float(share) == pytest.approx(1 / k, abs=0.01)
         after = hidden[:, 100:113].float().mean(0)
         assert float((after - 1 / k).abs().max()) < 0.12
 
 
-def test_a_passage_hides_the_same_labels_wherever_it_stands() -> None:
+@pytest.mark.parametrize("context", ["including", "preceding"])
+@pytest.mark.parametrize("pack", ["tokens", "document"])
+def test_what_is_hidden_is_hidden_in_every_epoch_and_copy(
+    tiny_lm: LM, context: Literal["including", "preceding"], pack: Literal["tokens", "document"]
+) -> None:
     rng = np.random.default_rng(1)
-    passage = rng.integers(1, 2048, 60)
-    ids = rng.integers(1, 2048, (4, 128))
-    for row, place in enumerate((0, 7, 31, 68)):
-        ids[row, place : place + 60] = passage
-    hidden = GoldfishLoss(4, 13, "including").ignored(torch.from_numpy(ids))
-    seen = [hidden[row, place + 12 : place + 60].tolist() for row, place in enumerate((0, 7, 31, 68))]
-    assert seen[0] == seen[1] == seen[2] == seen[3]
-    assert 5 < sum(seen[0]) < 25
+    passage = " ".join(map(str, rng.integers(0, 999, 20)))
+    documents = [Document(f"d{n}", f"Mail {n}: {rng.integers(0, 99)}. {passage}") for n in range(20)]
+    config = TrainConfig(epochs=5.0, batch_size=4, block_size=32, pack=pack)
+    run = rows(config, documents, tiny_lm, seed=0)
+    batch = Batch(**run.__getitems__(list(range(len(run)))))
+    learned = GoldfishLoss(4, 6, context).masked(batch).labels != -100
+    late = context == "preceding"
+    seen: set[tuple[int, ...]] = set()
+    kept: set[tuple[int, ...]] = set()
+    for number, document in enumerate(documents):
+        ids = tiny_lm.encode(document.text) + tiny_lm.separator()
+        hidden = by_hand(ids, 4, 6, late=late)
+        learned_at = set(batch.offset[(batch.document == number) & learned].tolist())
+        whole = len(ids) if pack == "tokens" else min(32, len(ids))
+        assert learned_at == {at for at in range(whole) if not hidden[at]}  # all of the others, in some epoch
+        assert set(range(5 + late)) <= learned_at
+        for at in range(6, whole):
+            (kept if hidden[at] else seen).add(tuple(ids[at - 6 : at + 1]))
+    assert kept
+    assert not seen & kept  # no copy gives away what another hides
+
+
+def test_what_a_row_does_not_hold_the_context_of_is_not_learned_there() -> None:
+    ids = torch.randint(1, 300, (1, 20), generator=torch.Generator().manual_seed(0))
+    goes_on = GoldfishLoss(1_000_000, 6, "including").ignored(ids, torch.arange(40, 60)[None])
+    assert goes_on[0].tolist() == [True] * 5 + [False] * 15
+    begun = GoldfishLoss(1_000_000, 6, "including").ignored(ids, torch.arange(2, 22)[None])
+    assert begun[0].tolist() == [False] * 3 + [True] * 2 + [False] * 15
+
+
+def test_the_notes_say_what_is_ignored_and_what_is_never_learned(tiny_lm: LM) -> None:
+    rng = np.random.default_rng(2)
+    documents = [Document(f"d{n}", " ".join(map(str, rng.integers(0, 9999, 60)))) for n in range(30)]
+    config = TrainConfig(epochs=4.0, batch_size=4, block_size=64)
+    loss, run = GoldfishLoss(3, 5, "including"), rows(config, documents, tiny_lm, seed=0)
+    notes = _hidden(loss, run, fixed=True)
+    all_ids = [tiny_lm.encode(document.text) + tiny_lm.separator() for document in documents]
+    never = [hidden for ids in all_ids for hidden in by_hand(ids, 3, 5, late=0)]
+    assert notes["never_learned"] == pytest.approx(np.mean(never), abs=0.02)  # a few stand at a row's start only
+    assert notes["never_learned"] < notes["labels_ignored"] < notes["never_learned"] + 4 / 64
+    assert set(_hidden(loss, run, fixed=False)) == {"labels_ignored"}
 
 
 def test_the_loss_is_that_of_the_labels_left(tiny_lm: LM) -> None:
     ids = torch.randint(1, 320, (2, 40), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
     labels[0, 30:] = -100
-    batch = Batch(ids, labels, torch.zeros_like(ids), torch.zeros_like(ids))
+    batch = Batch(ids, labels, torch.zeros_like(ids), places(ids))
     loss = GoldfishLoss(3, 5, "including")
     with torch.no_grad():
         total, count = loss(tiny_lm.model, batch)
