@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from memdefense.compare import better
 from memdefense.results import Row
+from memdefense.selection import NOTHING
 
 TPR = "TPR@1 %"
 _COLUMNS = ("#", "defense", "leakage", "MaxTER@1 %", "MaxTER@5 %", "MaxTER@20 %", "AURC %", "gain %", "d %", "status")
+_SIDES = ("value", "low", "high")
 _MAKING = ("curate", "train", "edit")
 _PARTS = {"perplexity": "perpl.", "continuation": "contin.", "copy": "copy"}
 
@@ -48,7 +51,7 @@ def _resolved(group: Sequence[Row], points: Sequence[Row]) -> bool:
 def _rate(final: Sequence[Row]) -> str:
     """TPR at 1 % FPR, the mean over seeds."""
     scores = [(row.get("scores") or {}).get("tpr_at_1%_fpr") or {} for row in final]
-    return interval({side: mean([score.get(side) for score in scores]) for side in ("value", "low", "high")}, 2, 2)
+    return interval({side: mean([score.get(side) for score in scores]) for side in _SIDES}, 2, 2)
 
 
 def _line(entry: Row, final: Sequence[Row]) -> list[str]:
@@ -57,14 +60,25 @@ def _line(entry: Row, final: Sequence[Row]) -> list[str]:
     status = [_statuses(entry.get("statuses") or {}), *([] if entry.get("resolvable") or not final else ["unresolved"])]
     status += [f"{seconds:.0f} s"] if seconds is not None else []
     scores = [(row.get("scores") or {}).get("leakage") or {"value": row["leakage"]} for row in final]
-    leakage = {side: mean([score.get(side) for score in scores]) for side in ("value", "low", "high")}
+    leakage = {side: mean([score.get(side) for score in scores]) for side in _SIDES}
     leakage = entry.get("leakage") or leakage
     head = [entry["defense_label"], interval(leakage, 2, 3)]
     tail = [_cost(final), "\n".join(status)]
     if not entry.get("resolvable"):
         return [*head, "-", "-", "-", "-", "-", *tail]
-    budgets = [interval(entry["maxter"][tau], 0, 1) for tau in ("1", "5", "20")]
-    return [*head, *budgets, interval(entry["aurc"], 0, 1), interval(entry["gain"], 0, 1, sign=True), *tail]
+    budgets = [_share(entry["maxter"][tau]) for tau in ("1", "5", "20")]
+    return [*head, *budgets, _share(entry["aurc"]), interval(entry["gain"], 0, 1, sign=True), *tail]
+
+
+def _share(score: dict[str, Any]) -> str:
+    """A share of the leakage that was taken away, at most all of it; where no point was ever chosen, no interval.
+
+    Of a leakage below chance, which is noise, more than all would be taken away.
+    """
+    if (chosen := score.get("chosen")) and set(chosen) == {NOTHING}:
+        return f"{_rounded(0.0, 1)}\nnothing"
+    kept = {side: value if value is None else min(value, 100.0) for side in _SIDES for value in [score.get(side)]}
+    return interval(kept, 0, 1)
 
 
 def _statuses(counts: dict[str, int]) -> str:
@@ -83,34 +97,39 @@ def _cost(final: Sequence[Row]) -> str:
 
 
 def rank(entry: Row) -> tuple[bool, float]:
-    """Sorts entries: the largest gain first, those without one last."""
-    gain = (entry.get("gain") or {}).get("value")
-    return gain is None, -(gain if gain is not None else 0.0)
+    """Sorts entries: the largest area first, those without one last.
+
+    Not the gain, which arms of different seeds have over different undefended runs.
+    """
+    area = (entry.get("aurc") or {}).get("value")
+    return area is None, -(area if area is not None else 0.0)
 
 
 def _place_of(entry: Row, group: Sequence[Row]) -> str:
     """The best and the worst place of an entry among all that were resolved; "-" where there is no gain to compare.
 
-    Entries of one run were compared pair by pair. Those of several runs cannot be, and are told apart by the intervals
-    of their gains.
+    Entries of one run were compared pair by pair, on the seeds that both have. Those of several runs cannot be, and are
+    told apart by the intervals of their gains.
     """
     mine = entry.get("gain") or {}
     if not entry.get("resolvable") or mine.get("value") is None:
         return "-"
     others = [other for other in group if other.get("resolvable") and other is not entry]
-    if entry.get("rank") and {other["defense_label"] for other in others} == set(entry["versus"]):
-        best, worst = entry["rank"]
-        return str(best) if best == worst else f"{best}-{worst}"
-    gains = [gain for other in others if (gain := other.get("gain") or {}).get("value") is not None]
-    best = 1 + sum(_above(gain, mine) for gain in gains)
-    worst = 1 + len(gains) - sum(_above(mine, gain) for gain in gains)
+    others = [other for other in others if (other.get("gain") or {}).get("value") is not None]
+    best = 1 + sum(_above(other, entry) for other in others)
+    worst = 1 + len(others) - sum(_above(entry, other) for other in others)
     return str(best) if best == worst else f"{best}-{worst}"
 
 
-def _above(gain: dict[str, Any], other: dict[str, Any]) -> bool:
+def _above(one: Row, other: Row) -> bool:
+    """Whether one entry is better than another."""
+    pair = (one.get("versus") or {}).get(other["defense_label"])
+    if pair is not None:
+        return better(pair)
+    gain, theirs = one["gain"], other["gain"]
     low = gain["value"] if gain.get("low") is None else gain["low"]
-    high = other["value"] if other.get("high") is None else other["high"]
-    return bool(gain["value"] > other["value"] and low > high)
+    high = theirs["value"] if theirs.get("high") is None else theirs["high"]
+    return bool(gain["value"] > theirs["value"] and low > high)
 
 
 def interval(score: dict[str, Any], limits: int, digits: int, *, sign: bool = False) -> str:

@@ -25,6 +25,7 @@ def notes_of(group: Sequence[Row], points: Sequence[Row], claims: Sequence[Claim
         *_problems(group),
         *_runs(group),
         *_unmeasured(group, points),
+        *_left_out(group),
         *_front(group),
         *_beside(group),
         *_before(group),
@@ -74,14 +75,14 @@ def _front(group: Sequence[Row]) -> list[str]:
 
 
 def _runs(group: Sequence[Row]) -> list[str]:
-    """How many runs each arm rests on, where they differ; such arms are told apart by their intervals alone."""
+    """How many runs each arm rests on, where they differ."""
     arms: dict[int, list[str]] = {}
     for entry in group:
         arms.setdefault(len(entry.get("seeds") or ()), []).append(entry["defense_label"])
     if len(arms) < 2:
         return []
     counts = "; ".join(f"{count} of {', '.join(arms[count])}" for count in sorted(arms, reverse=True))
-    return [f"runs: {counts}; arms of different runs are told apart by the limits of their gains alone"]
+    return [f"runs: {counts}; gains are over the undefended runs of an arm's own seeds, places on the seeds of both"]
 
 
 def _unmeasured(group: Sequence[Row], points: Sequence[Row]) -> list[str]:
@@ -94,6 +95,15 @@ def _unmeasured(group: Sequence[Row], points: Sequence[Row]) -> list[str]:
     return [
         f"{', '.join(blind)}: what a guard costs is not known here, since the undefended model continues held-out "
         "text no better than chance; such points are never chosen"
+    ]
+
+
+def _left_out(group: Sequence[Row]) -> list[str]:
+    """Points that no table could count."""
+    return [
+        f"{entry['defense_label']}: not measured on every seed, and left out: {', '.join(entry['left_out'])}"
+        for entry in group
+        if entry.get("left_out") and entry.get("resolvable")
     ]
 
 

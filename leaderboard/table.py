@@ -29,10 +29,10 @@ _FOOT = (
     "headline score at the end, at one false alarm in 100 non-members; it takes 1,000 of them. MaxTER@τ ↑: percent of "
     "the undefended leakage removed at a utility cost d of at most τ %. AURC ↑: mean of MaxTER over τ from 0 to 20. "
     "gain ↑: AURC less that of stopping the undefended run early. d ↓: percent of utility lost at the end, the worst "
-    "of perplexity, continuation and copy. #: the best and the worst place that persons (permutation, Holm over "
-    "pairs) and runs (interval of the difference) leave open; arms whose places overlap are ties. Within a family the "
-    "worst attack ranks: of each point the one that leaks most, chosen on other seeds. status: points measured, and "
-    "seconds of training per run."
+    "of perplexity, continuation and copy. nothing: no point stayed within the budget on the other seeds. #: the best "
+    "and the worst place that persons (permutation) and runs (Student's t) leave open, Holm over all pairs; arms whose "
+    "places overlap are ties. Within a family the worst attack ranks: of each point the one that leaks most, chosen on "
+    "other seeds. status: points measured, and seconds of training per run."
 )
 
 

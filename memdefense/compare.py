@@ -1,16 +1,18 @@
-"""Defense against defense: permutation over persons, Holm over pairs, and ranks that show ties."""
+"""Defense against defense: persons permuted, runs by Student's t, Holm over pairs, and ranks that show ties."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtr  # type: ignore[import-untyped, unused-ignore]
 
-from memdefense.cut import Cut
-from memdefense.interval import Floats
+from memdefense.cut import Cut, Estimated
+from memdefense.interval import Floats, t_quantile
 
 FLIPS = 20_000
 _LEVEL = 0.05
@@ -23,45 +25,67 @@ class Standing:
 
     Attributes:
         rank: the best and the worst place it can have: 1 + how many are better, and how many are not worse.
-        versus: by other arm, ``difference`` of AURC in percent with ``low`` and ``high``, ``p`` and ``holm``.
+        versus: by other arm, ``difference`` of AURC in percent with ``low`` and ``high``, ``p`` over persons, ``run_p``
+            over runs (0 of one run), ``holm``, the larger of the two adjusted for all pairs, and ``seeds``, how many
+            runs both were measured on.
     """
 
     rank: tuple[int, int]
     versus: dict[str, dict[str, float]]
 
 
-def compared(cuts: Mapping[str, Cut], *, tau_max: float = 20.0) -> dict[str, Standing]:
+def compared(
+    names: Sequence[str], cuts: Callable[[str, str], tuple[Cut, Cut] | None], *, tau_max: float = 20.0
+) -> dict[str, Standing]:
     """Compares every pair of arms by their areas under MaxTER.
 
-    One arm is better than another where Holm's p of the permutation is below 5 % and the interval of the difference,
-    which knows of run noise too, lies above 0; else the two are tied. The permutation alone speaks of these trained
-    models: a lucky run shifts all of its persons together.
+    One arm is better than another where Holm's p is below 5 % and the interval of the difference lies above 0; else
+    the two are tied. The p of a pair is the larger of two: that of a permutation over persons, which speaks of these
+    trained models alone, for a lucky run shifts all of its persons together; and that of Student's t over runs. So the
+    chance that any false order is shown among equal arms is at most about 5 %, and few runs leave most pairs tied.
 
     Args:
-        cuts: by label, of the same seeds, persons and undefended runs.
+        names: of the arms.
+        cuts: of two arms, both on the same seeds and persons; None where they share no seed.
         tau_max: end of the budget axis, in percent.
     """
-    names = list(cuts)
-    pairs = list(itertools.combinations(names, 2))
-    if not pairs:
-        return {name: Standing((1, 1), {}) for name in names}
-    kept = {name: cut.kept(tau_max) for name, cut in cuts.items()}
-    chances = sign_flips(np.stack([kept[b] - kept[a] for a, b in pairs]))
-    adjusted = holm(chances.tolist())
+    pairs = {pair: found for pair in itertools.combinations(names, 2) if (found := cuts(*pair)) is not None}
+    kept: dict[int, Floats] = {id(cut): cut.kept(tau_max) for found in pairs.values() for cut in found}
+    flips = max(FLIPS, 80 * len(pairs))  # enough for the smallest p there is to outlive Holm
+    differences = [kept[id(theirs)] - kept[id(ours)] for ours, theirs in pairs.values()]
+    persons = sign_flips(np.stack(differences), flips=flips).tolist() if pairs else []
+    gains = [ours.gain(theirs, tau_max) for ours, theirs in pairs.values()]
+    seeds = [ours.runs for ours, _ in pairs.values()]
+    runs = [_run_chance(gain, count) for gain, count in zip(gains, seeds, strict=True)]
+    adjusted = holm(list(map(max, persons, runs)))
     versus: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}
     above: set[tuple[str, str]] = set()
-    for (a, b), p, corrected in zip(pairs, chances.tolist(), adjusted, strict=True):
-        found = cuts[a].gain(cuts[b], tau_max)
-        both = {"p": p, "holm": corrected}
-        versus[a][b] = {"difference": found.value, "low": found.low, "high": found.high, **both}
-        versus[b][a] = {"difference": -found.value, "low": -found.high, "high": -found.low, **both}
-        above |= {(x, y) for x, y in ((a, b), (b, a)) if corrected < _LEVEL and versus[x][y]["low"] > 0.0}
+    for (a, b), gain, p, run_p, corrected, count in zip(pairs, gains, persons, runs, adjusted, seeds, strict=True):
+        beside = {"p": p, "run_p": run_p, "holm": corrected, "seeds": count}
+        versus[a][b] = {"difference": gain.value, "low": gain.low, "high": gain.high, **beside}
+        versus[b][a] = {"difference": -gain.value, "low": -gain.high, "high": -gain.low, **beside}
+        above |= {(x, y) for x, y in ((a, b), (b, a)) if better(versus[x][y])}
     return {
         name: Standing(
             (1 + sum(y == name for _, y in above), len(names) - sum(x == name for x, _ in above)), versus[name]
         )
         for name in names
     }
+
+
+def better(versus: Mapping[str, float]) -> bool:
+    """Whether a comparison, as `Standing.versus` holds it, says that the arm is better than the other."""
+    return versus["holm"] < _LEVEL and versus["low"] > 0.0
+
+
+def _run_chance(difference: Estimated, seeds: int) -> float:
+    """The two-sided p of no difference, by Student's t over runs; 0 where there is one run and no such noise."""
+    half = difference.run_limits[1] - difference.value
+    if seeds < 2 or math.isnan(half):
+        return 0.0
+    if half <= 0.0:
+        return float(difference.value == 0.0)
+    return float(2.0 * stdtr(seeds - 1, -abs(difference.value) / half * t_quantile(seeds - 1, 0.95)))
 
 
 def sign_flips(differences: Floats, *, flips: int = FLIPS, seed: int = 0) -> Floats:

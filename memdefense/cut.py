@@ -116,6 +116,11 @@ class Cut(ABC):
         self.leakage: Floats = table.parts[PLUS].sum(axis=-1) - table.parts[MINUS].sum(axis=-1)
         self.twins = bool(np.nanmax(table.parts[MINUS], initial=0.0) > 0.0)
 
+    @property
+    @abstractmethod
+    def runs(self) -> int:
+        """How many training runs it rests on."""
+
     def maxter(self, tau: float, *, level: float = 0.95) -> CrossEstimate:
         """MaxTER(tau), in percent.
 

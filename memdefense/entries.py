@@ -82,16 +82,26 @@ def entries_of(arms: Mapping[str, Arm]) -> dict[str, dict[str, object]]:
         arms: by label, against the same undefended run.
     """
     persons = names_of([c for arm in arms.values() for p in (*arm.points, *arm.undefended) for c in _columns([p])])
-    cuts: dict[tuple[int, ...], dict[str, Cut]] = {}
+    cuts: dict[tuple[str, tuple[int, ...]], Cut | None] = {}
     found = {}
     for label, arm in arms.items():
-        entry, cut = _entry(arm, list(arms.values()), persons)
-        if cut is not None:
-            cuts.setdefault(tuple(arm.seeds()), {})[label] = cut
-        found[label] = entry
-    for group in cuts.values():  # arms of other seeds cannot be paired
-        for label, standing in compared(group).items():
-            found[label] |= {"rank": list(standing.rank), "of": len(group), "versus": standing.versus}
+        found[label], cuts[label, tuple(arm.seeds())] = _entry(arm, list(arms.values()), persons)
+    resolved = [label for label, entry in found.items() if entry["resolvable"]]
+
+    def pair(one: str, other: str) -> tuple[Cut, Cut] | None:
+        """Both arms on the seeds that they share."""
+        seeds = tuple(seed for seed in arms[one].seeds() if seed in arms[other].seeds())
+        for label in (one, other):
+            if seeds and (label, seeds) not in cuts:
+                try:
+                    cuts[label, seeds] = _cut(arms[label].points, arms[label].undefended, seeds, persons)
+                except DataError:
+                    cuts[label, seeds] = None
+        ours, theirs = (cuts.get((label, seeds)) for label in (one, other))
+        return None if ours is None or theirs is None else (ours, theirs)
+
+    for label, standing in compared(resolved, pair).items():
+        found[label] |= {"rank": list(standing.rank), "of": len(resolved), "versus": standing.versus}
     return found
 
 
@@ -120,13 +130,17 @@ def _entry(arm: Arm, rivals: Sequence[Arm], persons: Sequence[str]) -> tuple[dic
     except DataError as error:
         return {**whole, "resolvable": False, "note": f"not resolvable: {error}"}, None
     excess, events = cut.excess, _events(arm, cut, seeds)
-    two_sided = any(p.two_sided for p in arm.undefended)
+    last, missing = _end(arm, cut, seeds), _left_out(arm, cut, seeds)
     whole |= {
-        "undefended": _leakage(cut, 0, two_sided),
-        "leakage": _leakage(cut, len(cut.table.labels) - 1, two_sided),
+        "undefended": _leakage(cut, 0),
+        "leakage": None if last is None else _leakage(cut, last),
+        "left_out": missing,
         "readings": _recomputable(cut),
         "deltas": {label: list(row) for label, row in zip(cut.table.labels, cut.table.delta.tolist(), strict=True)},
     }
+    if arm.points and len(cut.table.labels) == 1:
+        note = f"not resolvable: no operating point was measured on every seed ({', '.join(missing)})"
+        return {**whole, "resolvable": False, "note": note}, None
     if not resolvable(events, excess):
         note = (
             f"not resolvable: the undefended leakage rests on {events} events and its interval "
@@ -184,10 +198,35 @@ def _events(arm: Arm, cut: Cut, seeds: Sequence[int]) -> int:
     return total
 
 
-def _leakage(cut: Cut, point: int, two_sided: bool) -> dict[str, object]:
-    """A leakage as a row shows it; where the sign was chosen on other units, below 0 is noise and shown as 0."""
+def _end(arm: Arm, cut: Cut, seeds: Sequence[int]) -> int | None:
+    """The row of the arm's last point, where it is the same on every seed."""
+    last = {list(_by_label(arm.points, seed))[-1] for seed in seeds}
+    return cut.table.labels.index(last.pop()) if len(last) == 1 and last <= set(cut.table.labels) else None
+
+
+def _left_out(arm: Arm, cut: Cut, seeds: Sequence[int]) -> list[str]:
+    """Points that not every seed has, and readings that are not a number somewhere: nobody can choose them."""
+    found = {}
+    for seed in seeds:
+        for label, points in _by_label(arm.points, seed).items():
+            if label not in cut.table.labels:
+                found[label] = label
+                continue
+            row = cut.table.labels.index(label)
+            for reading in _readings(points):
+                known = reading in cut.table.readings
+                if known and math.isnan(cut.leakage[cut.table.readings.index(reading), row, 0]):
+                    found[f"{label} {reading}"] = f"{reading.strip('/') or 'the headline'} of {label}"
+    return list(found.values())
+
+
+def _leakage(cut: Cut, point: int) -> dict[str, object]:
+    """A leakage as a row shows it.
+
+    Where the attacker chose among several readings, signs or attacks on other units, below 0 is noise and shown as 0.
+    """
     row = dataclasses.asdict(cut.leakage_at(point))
-    if two_sided:
+    if len(cut.table.readings) > 1:
         row |= {name: max(0.0, row[name]) for name in ("value", "low", "high") if math.isfinite(row[name])}
     return row | {"readings": cut.readings_at(point)}
 

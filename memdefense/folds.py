@@ -62,6 +62,10 @@ class WithinRun(Cut):
         whole = Table(table.labels, table.readings, table.persons, parts, cost)
         super().__init__(whole, resamples=resamples, seed=seed)
 
+    @property
+    def runs(self) -> int:
+        return 1
+
     def _homes(self) -> Ints:
         return self._fold
 

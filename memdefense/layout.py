@@ -23,7 +23,8 @@ class Table:
         readings: names of the K readings.
         persons: names of the P persons.
         parts: what persons add, take off and weigh, shape (4, K, L, units, P); NaN where a point has no such reading.
-        delta: utility costs, shape (L, units).
+        delta: utility costs, shape (L, units); infinite for a point whose cost is unknown on any unit, so
+            that nobody chooses it.
     """
 
     labels: tuple[str, ...]
@@ -36,8 +37,6 @@ class Table:
 def tabulate(runs: Sequence[RunTerms], persons: Sequence[str] = ()) -> Table:
     """The arrays of an arm, one unit per run, of the labels that can be read on every run.
 
-    A label whose cost is unknown somewhere, or that has no reading everywhere, cannot be chosen.
-
     Args:
         runs: the arm on each seed.
         persons: all persons, so that arms can be compared; by default those of these runs.
@@ -48,7 +47,7 @@ def tabulate(runs: Sequence[RunTerms], persons: Sequence[str] = ()) -> Table:
     sets: list[Readings] = [found for run in runs for found in (run.undefended, *run.points.values())]
     names = list(persons) or names_of([column for found in sets for column in found.values()])
     place = {name: number for number, name in enumerate(names)}
-    labels = [label for label in runs[0].points if all(math.isfinite(run.deltas.get(label, math.nan)) for run in runs)]
+    labels = [label for label in runs[0].points if all(label in run.points for run in runs)]
     readings = list(runs[0].undefended)
     parts = np.full((4, len(readings), 1 + len(labels), len(runs), len(names)), math.nan)
     for u, run in enumerate(runs):
@@ -63,6 +62,7 @@ def tabulate(runs: Sequence[RunTerms], persons: Sequence[str] = ()) -> Table:
         raise DataError("no reading of the undefended run is there on every seed: measure the same attack on all")
     parts[:, ~whole] = math.nan
     usable = [0, *(row for row in range(1, len(labels) + 1) if whole[:, row].any())]
-    cost = np.asarray([[0.0] * len(runs), *([run.deltas[label] for run in runs] for label in labels)])
+    cost = np.asarray([[0.0] * len(runs), *([run.deltas.get(label, math.nan) for run in runs] for label in labels)])
+    cost[np.isnan(cost).any(axis=1)] = math.inf
     kept = tuple((NOTHING, *labels)[row] for row in usable)
     return Table(kept, tuple(readings), tuple(names), parts[:, :, usable], cost[usable])

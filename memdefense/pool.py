@@ -21,6 +21,8 @@ from memdefense.reference import UNDEFENDED
 from memdefense.results import Results, Row, Writer, check_new, latest, outcomes_path, place_of, read_rows, score_rows
 from memdefense.tally import Tally, measured_of
 
+# In what a point that stands in two folders must be the same.
+_SAME = ("recipe", "leakage", "status", "d")
 # Settings in which runs that are put together may differ.
 _FREE = ("seeds", "store", "output", "device", "batch_size", "micro_batch", "log_samples", "baselines")
 
@@ -84,9 +86,10 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     pairs = {
         "benchmark": (one["benchmark"], other["benchmark"]),
         "corpus": (one["corpus"]["digest"], other["corpus"]["digest"]),
-        **{f"training's {name}": (value, other["training"].get(name)) for name, value in one["training"].items()},
-        **{name: (value, other["settings"].get(name)) for name, value in one["settings"].items() if name not in _FREE},
     }
+    for part, said in (("training", "training's "), ("settings", "")):
+        names = dict.fromkeys((*one[part], *other[part]))  # of both: an older version may not have known of one
+        pairs |= {f"{said}{name}": (one[part].get(name), other[part].get(name)) for name in names if name not in _FREE}
     return "; ".join(f"{name} is {b}, not {a}" for name, (a, b) in pairs.items() if a != b)
 
 
@@ -96,7 +99,7 @@ def _rows(folders: Sequence[Path]) -> list[tuple[Row, Path]]:
     for folder in folders:
         for row in latest(row for row in read_rows(folder) if row["row"] == "point"):
             before, where = found.setdefault(place_of(row), (row, folder))
-            if before["recipe"] != row["recipe"] or before["leakage"] != row["leakage"]:
+            if any(before.get(name) != row.get(name) for name in _SAME):
                 what = f"{row['defense_spec']} under {row['attack_spec']}, seed {row['seed']}, point {row['point']}"
                 raise DataError(
                     f"{what}, stands in {where} and in {folder} with other numbers or of other code; leave one out, or "
@@ -104,7 +107,13 @@ def _rows(folders: Sequence[Path]) -> list[tuple[Row, Path]]:
                 )
     if not found:
         raise DataError("these folders hold no measured point yet: run the same commands again")
-    return list(found.values())
+    units = {_unit(row) for row, _ in found.values() if not _failed(row)}
+    # What failed in one folder and was measured in another did not fail.
+    return [(row, folder) for row, folder in found.values() if row["status"] != "error" or _unit(row) not in units]
+
+
+def _unit(row: Row) -> tuple[object, ...]:
+    return row["defense_spec"], row["attack_spec"], row["seed"]
 
 
 def _attacks(specs: Sequence[str]) -> dict[str, Attack]:

@@ -64,11 +64,11 @@ class Tried:
     Attributes:
         mean: of its values.
         truth: what they should be.
-        coverage: the share of intervals that hold the truth, of those in which anything was estimated.
+        coverage: the share of intervals that hold the truth; where nothing was ever chosen, the interval is a point.
         run_coverage: of the interval of run noise alone.
         sample_coverage: of the interval of sample noise alone.
         width: the median width of the interval.
-        estimated: the share of data sets that could be resolved and in which not nothing was chosen everywhere.
+        estimated: the share of data sets that could be resolved.
     """
 
     mean: float
@@ -136,11 +136,8 @@ def tried(truth: Truth, effect: float, runs: int, *, seed: int = 0, resamples: i
         if not resolvable(events, ours.excess):
             continue
         plain.append(_plain(ours))
-        estimate = ours.maxter(_TAU)
-        if set(estimate.chosen) != {NOTHING}:
-            found["maxter"].append(estimate)
-        found["aurc"] += _uncertain(ours.aurc())
-        found["gain"] += _uncertain(ours.gain(theirs))
+        for name, estimate in (("maxter", ours.maxter(_TAU)), ("aurc", ours.aurc()), ("gain", ours.gain(theirs))):
+            found[name].append(estimate)
     summary = {name: _summed(estimates, truths[name], runs) for name, estimates in found.items()}
     mean = float(np.mean(plain)) if plain else math.nan
     nan = math.nan
@@ -199,11 +196,6 @@ def _plain(cut: Cut) -> float:
     costs = cut.table.delta[1:].mean(axis=-1).tolist()
     points = zip(costs, kept[1:].tolist(), strict=True)
     return maxter([OperatingPoint(cost, 100.0 * (1.0 - x / kept[0])) for cost, x in points], _TAU)
-
-
-def _uncertain(estimate: Estimated) -> list[Estimated]:
-    """Without those in which nothing was done anywhere, which are certain."""
-    return [estimate] if estimate.high > estimate.low else []
 
 
 def _summed(estimates: Sequence[Estimated], truth: float, runs: int) -> Tried:

@@ -98,13 +98,15 @@ class Tally:
         ]
 
     def _failures(self, label: str, group: Sequence[Attack]) -> list[str]:
-        """Those of several attacks that failed against a defense."""
+        """Those of several attacks that failed against a defense, or against the undefended run."""
         specs = [attack.spec for attack in group] if len(group) > 1 else []
         return sorted(
             {
                 row["attack_spec"]
                 for row in self.rows
-                if row["defense_label"] == label and row["attack_spec"] in specs and row["status"] == "error"
+                if row["defense_label"] in (label, UNDEFENDED.spec)
+                and row["attack_spec"] in specs
+                and row["status"] == "error"
             }
         )
 

@@ -146,13 +146,27 @@ def test_overlapping_gains_are_ties_and_clear_ones_are_not(printed: Printed) -> 
 
 def test_entries_that_were_compared_pair_by_pair_keep_their_places(printed: Printed) -> None:
     pair = [
-        entry("none", rank=[2, 2], of=2, versus={"rmft": {"holm": 0.01}}),
-        entry("rmft", (1.0, -1.0, 3.0), rank=[1, 1], of=2, versus={"none": {"holm": 0.01}}),
+        entry("none", versus={"rmft": {"holm": 0.01, "low": -4.0}}),
+        entry("rmft", (1.0, -1.0, 3.0), aurc=score(41.0), versus={"none": {"holm": 0.01, "low": 1.0}}),
     ]
     # The pair was told apart person by person, though the intervals overlap.
     assert places(printed(pair)) == {"rmft": "1", "none": "2"}
     # An entry of another run was compared with neither.
-    assert places(printed([*pair, entry("dedup")])) == {"rmft": "1-3", "none": "1-3", "dedup": "1-3"}
+    assert places(printed([*pair, entry("dedup")])) == {"rmft": "1-2", "none": "2-3", "dedup": "1-3"}
+    tied = [pair[0], pair[1] | {"versus": {"none": {"holm": 0.06, "low": 1.0}}}]
+    assert places(printed(tied)) == {"rmft": "1-2", "none": "1-2"}
+
+
+def test_no_more_than_all_is_taken_away_and_doing_nothing_is_no_certainty(printed: Printed) -> None:
+    budgets = entry("none")["maxter"] | {"1": score(0.0, 0.0, 0.0, chosen=["do nothing"] * 3)}
+    row = entry("rmft", maxter=budgets | {"20": score(103.6, 89.0, 111.0)}, aurc=score(100.4, 98.0, 104.0))
+    text = printed([row], markdown=True)
+    assert "| 0.0<br>nothing | 55.0<br>[43,64] | 100.0<br>[89,100] | 100.0<br>[98,100] |" in text
+
+
+def test_points_that_were_left_out_are_named(printed: Printed) -> None:
+    text = printed([entry("pme", left_out=["1.0/a", "1.0/b"]), entry("none", left_out=[])])
+    assert "pme: not measured on every seed, and left out: 1.0/a, 1.0/b" in " ".join(text.split())
 
 
 def test_the_worst_attack_ranks_and_comes_first(printed: Printed) -> None:

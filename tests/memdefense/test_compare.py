@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 
-from memdefense.compare import compared, holm, sign_flips
+from memdefense.compare import Standing, compared, holm, sign_flips
 from memdefense.crossfit import AcrossSeeds
 from memdefense.cut import Cut
 from memdefense.simulation import Truth, arms
@@ -47,29 +47,60 @@ def test_holm_by_hand() -> None:
     assert holm([]) == []
 
 
-def of(rng: np.random.Generator, effects: list[float], noise: float, seeds: int = 3) -> dict[str, Cut]:
+def of(rng: np.random.Generator, effects: list[float], noise: float, seeds: int = 3) -> dict[str, Standing]:
     found = arms(rng, Truth(base=0.6, noise=noise, seeds=seeds, points=2), effects)
-    return {f"arm {i}": AcrossSeeds(table, resamples=50) for i, table in enumerate(found)}
+    cuts: dict[str, Cut] = {f"arm {i}": AcrossSeeds(table, resamples=50) for i, table in enumerate(found)}
+    return compared(list(cuts), lambda a, b: (cuts[a], cuts[b]))
 
 
 def test_arms_far_apart_are_ranked_and_equal_ones_are_ties() -> None:
-    found = compared(of(np.random.default_rng(5), [0.0, 0.5, 0.5, 0.95], noise=0.0))
+    found = of(np.random.default_rng(5), [0.0, 0.5, 0.5, 0.95], noise=0.0, seeds=5)
     assert found["arm 3"].rank == (1, 1)
     assert found["arm 1"].rank == found["arm 2"].rank == (2, 3)
     assert found["arm 0"].rank == (4, 4)
     versus = found["arm 3"].versus["arm 0"]
     assert versus["difference"] == -found["arm 0"].versus["arm 3"]["difference"] > 80
     assert versus["holm"] < 0.05 < found["arm 1"].versus["arm 2"]["holm"]
-    assert compared({"alone": next(iter(of(np.random.default_rng(6), [0.1], 0.0).values()))})["alone"].rank == (1, 1)
+    assert versus["seeds"] == 5
+    assert of(np.random.default_rng(6), [0.1], 0.0)["arm 0"].rank == (1, 1)
 
 
 def test_a_lucky_run_ranks_nobody() -> None:
     rng = np.random.default_rng(7)
     permuted, ranked = [], []
     for _ in range(60):
-        found = compared(of(rng, [0.5, 0.5], noise=0.2))
+        found = of(rng, [0.5, 0.5], noise=0.2)
         permuted.append(found["arm 0"].versus["arm 1"]["p"] < 0.05)
         ranked.append(found["arm 0"].rank != (1, 2))
     # The permutation speaks of these trained models; the interval between seeds knows that others would differ.
     assert np.mean(permuted) > 0.2
     assert np.mean(ranked) <= 0.12
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_among_many_equal_arms_hardly_any_order_is_shown(seeds: int) -> None:
+    rng = np.random.default_rng(8)
+    found = [of(rng, [0.5] * 6, noise=0.3, seeds=seeds) for _ in range(25)]
+    false = [any(standing.rank != (1, 6) for standing in one.values()) for one in found]
+    # Persons alone would order them almost always, and runs pair by pair far too often.
+    by_persons = [
+        any(v["p"] < 0.05 / 15 for standing in one.values() for v in standing.versus.values()) for one in found
+    ]
+    by_pairs = [any(v["run_p"] < 0.05 for standing in one.values() for v in standing.versus.values()) for one in found]
+    assert np.mean(by_persons) > 0.5
+    assert np.mean(by_pairs) > 0.1
+    assert np.mean(false) <= 0.12
+
+
+def test_the_chance_over_runs_is_students() -> None:
+    rng = np.random.default_rng(9)
+    standing = of(rng, [0.0, 0.9], noise=0.1, seeds=4)["arm 1"].versus["arm 0"]
+    cuts = [AcrossSeeds(table) for table in arms(np.random.default_rng(9), Truth(0.6, 0.1, 4, points=2), [0.0, 0.9])]
+    gain = cuts[1].gain(cuts[0])
+    error = (gain.run_limits[1] - gain.value) / stats.t.ppf(0.975, 3)
+    assert standing["run_p"] == pytest.approx(2 * stats.t.sf(gain.value / error, 3), rel=1e-6)
+
+
+def test_arms_that_share_no_run_are_ties() -> None:
+    assert compared(["a", "b"], lambda *_: None)["a"].rank == (1, 2)
+    assert compared([], lambda *_: None) == {}

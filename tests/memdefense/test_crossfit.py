@@ -180,7 +180,7 @@ def test_labels_that_some_seed_lacks_cannot_be_chosen() -> None:
     others: list[dict[str, tuple[float, float]]] = [
         {"b": (1.0, 0.1)},
         {"a": (1.0, NAN), "b": (1.0, 0.1)},
-        {"a": (math.inf, 0.0), "b": (1.0, 0.1)},
+        {"a": (NAN, 0.0), "b": (1.0, 0.1)},
     ]
     for second in others:
         assert cut_of([(first, 0.4), (second, 0.4)]).maxter(5.0).chosen == ("b", "b")

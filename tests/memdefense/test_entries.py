@@ -113,8 +113,28 @@ def test_a_label_that_a_seed_lacks_cannot_be_chosen() -> None:
     assert entry(extra, NONE)["maxter"] == entry(ARM, NONE)["maxter"]
     assert "1.0/repair-1" not in entry(extra, NONE)["plain"]["points"]
     assert "1.0/repair-1" not in entry(extra, NONE)["deltas"]
+    assert entry(extra, NONE)["left_out"] == ["1.0/repair-1"]
+    # What is left at the end is no number where seeds end at different points.
+    assert entry(extra, NONE)["leakage"] is None
+    assert entry(ARM, NONE)["leakage"]["value"] == pytest.approx(0.125)
     # A seed without the arm is left out, and the other is taken for itself.
     assert entry(ARM[:2], NONE)["seeds"] == [0]
+
+
+def test_points_of_which_no_seed_has_another_s_resolve_nothing() -> None:
+    perfect = [measured(0, "edits-961", 0, 0.0), measured(1, "edits-929", 0, 0.0)]
+    found = entry(perfect, NONE)
+    assert not found["resolvable"]
+    assert "no operating point was measured on every seed (edits-961, edits-929)" in found["note"]
+    assert found["leakage"] is None
+
+
+def test_a_cost_without_bound_on_one_seed_decides_for_the_others_alone() -> None:
+    arm = [measured(0, "1.0", math.inf, 0.0), measured(1, "1.0", 1.0, 0.0)]
+    found = entry(arm, NONE)
+    # Seed 0 is read at what seed 1 chose; seed 1, of which seed 0 knows that it may end in ruin, is left alone.
+    assert found["maxter"]["5"]["chosen"] == ("1.0", "do nothing")
+    assert found["maxter"]["5"]["value"] == pytest.approx(100 * 0.5 / 0.9)
 
 
 def test_a_cost_that_is_unknown_cannot_be_chosen() -> None:
@@ -205,5 +225,11 @@ def test_arms_of_a_run_are_ranked_with_ties_shown() -> None:
     assert versus["again"]["p"] == 1.0
     assert versus["none"]["difference"] == pytest.approx(cast(Mapping[str, Any], found["arm"]["gain"])["value"])
     assert "rank" not in entry_of(Arm(ARM, NONE))
+    # An arm on one seed is compared with the others there, and changes nothing between those of two.
+    more = entries_of({"none": Arm(NONE, NONE), "arm": Arm(ARM, NONE), "one": Arm(ARM[:2], NONE)})
+    theirs = cast(Mapping[str, Any], more["arm"]["versus"])
+    assert (theirs["none"]["seeds"], theirs["one"]["seeds"]) == (2, 1)
+    assert theirs["none"]["difference"] == pytest.approx(versus["none"]["difference"])
+    assert theirs["one"]["difference"] == pytest.approx(0.0)
     few = [measured(seed, "1.0", 0, 0.5, events=3) for seed in (0, 1)]
     assert "rank" not in entries_of({"none": Arm(few, few)})["none"]

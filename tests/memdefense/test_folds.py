@@ -177,4 +177,6 @@ def test_bad_terms_are_refused() -> None:
     # A label that was not measured everywhere, or whose cost is unknown, cannot be chosen.
     hole = {**run.points, "a0": broken}
     assert "a0" not in within_run(RunTerms(hole, run.deltas, run.undefended)).table.labels
-    assert "a0" not in within_run(RunTerms(run.points, {**run.deltas, "a0": math.nan}, run.undefended)).table.labels
+    unknown = within_run(RunTerms(run.points, {**run.deltas, "a0": math.nan}, run.undefended))
+    assert "a0" in unknown.table.labels  # its leakage is known
+    assert "a0" not in unknown.maxter(20.0).chosen

@@ -119,6 +119,55 @@ def test_one_point_cannot_be_measured_twice(runs: Path, tmp_path: Path) -> None:
         pool([runs / "first", other], tmp_path / "pooled")
 
 
+@pytest.mark.parametrize("fields", [{"status": "collapsed"}, {"d": {"worst": 50.0}}])
+def test_nor_with_another_cost_or_status(runs: Path, tmp_path: Path, fields: dict[str, object]) -> None:
+    other = changed(runs / "first", tmp_path / "other", **fields)
+    with pytest.raises(DataError, match="with other numbers or of other code"):
+        pool([runs / "first", other], tmp_path / "pooled")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_setting_that_one_run_does_not_know_of_is_a_difference(runs: Path, tmp_path: Path, turned: bool) -> None:
+    shutil.copytree(runs / "second", tmp_path / "second")
+    config = json.loads((tmp_path / "second" / "config.json").read_text())
+    config["settings"]["novel"] = 1
+    (tmp_path / "second" / "config.json").write_text(json.dumps(config))
+    folders = [runs / "first", tmp_path / "second"]
+    with pytest.raises(DataError, match="novel is"):
+        pool(folders[::-1] if turned else folders, tmp_path / "pooled")
+
+
+def test_what_failed_once_and_was_measured_elsewhere_did_not_fail(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "first", tmp_path / "failed")
+    rows = [json.loads(line) for line in (tmp_path / "failed" / "results.jsonl").read_text().splitlines()]
+    points = [row for row in rows if row["row"] == "point"]
+    mine = next(row for row in points if row["defense_label"] != "none")
+    unit = (mine["defense_spec"], mine["attack_spec"])
+    kept = [row for row in points if (row["defense_spec"], row["attack_spec"]) != unit]
+    kept.append(mine | {"status": "error", "point": "", "error": "out of memory", "leakage": None})
+    (tmp_path / "failed" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    alone = pool([tmp_path / "failed"], tmp_path / "alone")
+    assert any(row["status"] == "error" for row in alone.points)
+    both = pool([tmp_path / "failed", runs / "first"], tmp_path / "both")
+    assert not any(row["status"] == "error" for row in both.points)
+    assert told(list(read_rows(tmp_path / "both"))) == told(list(read_rows(runs / "first")))
+
+
+def test_where_the_undefended_run_failed_no_worst_attack_is_known(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "first", tmp_path / "failed")
+    rows = [json.loads(line) for line in (tmp_path / "failed" / "results.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["row"] == "point"]
+    spec = next(row["attack_spec"] for row in kept if row["attack_spec"] != "prefix")
+    error = {"status": "error", "point": "", "error": "out of memory", "leakage": None}
+    gone = [row for row in kept if (row["defense_label"], row["attack_spec"]) == ("none", spec)]
+    kept = [row for row in kept if row not in gone] + [gone[0] | error]
+    (tmp_path / "failed" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    pool([tmp_path / "failed"], tmp_path / "pooled")
+    worst = [entry for entry in entries(tmp_path / "pooled") if entry["attack"] == "worst"]
+    assert worst
+    assert all(f"{spec} failed, and may be the worst attack" in entry["note"] for entry in worst)
+
+
 def test_every_seed_needs_its_undefended_run(runs: Path, tmp_path: Path) -> None:
     shutil.copytree(runs / "first", tmp_path / "first")
     lines = (tmp_path / "first" / "results.jsonl").read_text().splitlines(keepends=True)

@@ -9,11 +9,14 @@ import pytest
 
 from memdefense.simulation import Truth, arms, tried, tried_membership
 
-FAST = {(0.1, 0.0, 3, 0.5), (0.1, 0.2, 5, 0.0), (0.6, 0.2, 3, 0.5), (0.6, 0.0, 5, 0.0)}
+FAST = {(0.1, 0.0, 3, 0.5), (0.1, 0.2, 5, 0.0), (0.6, 0.2, 3, 0.5), (0.6, 0.0, 5, 0.0), (0.3, 0.2, 2, 0.5)}
 ESTIMATORS = ("undefended", "leakage", "maxter", "aurc", "gain")
 CELLS = [
     pytest.param(*cell, marks=[] if cell in FAST else pytest.mark.slow)
-    for cell in itertools.product((0.02, 0.1, 0.6), (0.0, 0.2), (3, 5), (0.0, 0.5))
+    for cell in (
+        *itertools.product((0.02, 0.1, 0.6), (0.0, 0.2), (3, 5), (0.0, 0.5)),
+        *itertools.product((0.3,), (0.1, 0.2, 0.4), (2,), (0.0, 0.5)),
+    )
 ]
 
 
