@@ -61,7 +61,8 @@ def _line(entry: Row, final: Sequence[Row]) -> list[str]:
     status += [f"{seconds:.0f} s"] if seconds is not None else []
     scores = [(row.get("scores") or {}).get("leakage") or {"value": row["leakage"]} for row in final]
     leakage = {side: mean([score.get(side) for score in scores]) for side in _SIDES}
-    leakage = entry.get("leakage") or leakage
+    # The mean of different attacks' last points would be nobody's leakage.
+    leakage = entry.get("leakage") or ({} if entry.get("attacks") else leakage)
     head = [entry["defense_label"], interval(leakage, 2, 3)]
     tail = [_cost(final), "\n".join(status)]
     if not entry.get("resolvable"):

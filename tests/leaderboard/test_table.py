@@ -180,6 +180,10 @@ def test_the_worst_attack_ranks_and_comes_first(printed: Printed) -> None:
     text = text[text.index(first) :]
     assert "the attack that leaks most at the end: rmft sampling or prefix" in " ".join(text.split())
     assert next(line for line in text.splitlines() if line.split()[1:2] == ["rmft"]).split()[2] == "0.210"
+    # Where seeds end at different points, the worst attack at the end is not known.
+    unlike = [entry("none") | worst, point("none", 0.5), point("none", 0.7) | {"attack_spec": "sampling"}]
+    text_of = printed([unlike[0] | {"leakage": None}, *unlike[1:]])
+    assert next(line for line in text_of.splitlines() if line.split()[1:2] == ["none"]).split()[2] == "-"
     # The tables of single attacks keep their own points.
     assert text.count("member values extracted") == 1
     assert printed(rows, points=True).count("d contin.") == 1
