@@ -145,12 +145,21 @@ def tried(truth: Truth, effect: float, runs: int, *, seed: int = 0, resamples: i
 
 
 def tried_membership(
-    leakage: float, runs: int, *, seeds: int = 3, documents: int = 200, noise: float = 0.0, seed: int = 0
+    leakage: float,
+    runs: int,
+    *,
+    seeds: int = 3,
+    documents: int = 200,
+    noise: float = 0.0,
+    scores: int = 2,
+    circle: int = 1,
+    seed: int = 0,
 ) -> dict[str, Tried]:
     """A membership leakage whose score and sign are chosen on other seeds, beside the larger |2 AUC - 1| of each seed.
 
-    Half of the documents are members; a document has a difficulty that is the same on all seeds. Of two scores the one
-    tells members apart and the other nothing, and the sign is turned: members score lower.
+    Half of the documents are members; a document has a difficulty that is the same on all seeds. Of the scores, which
+    are independent of each other, one tells members apart and the others nothing, and the sign is turned: members score
+    lower.
 
     Args:
         leakage: the true 2 AUC - 1 of the score that tells anything, turned.
@@ -158,24 +167,29 @@ def tried_membership(
         seeds: runs in each.
         documents: how many there are.
         noise: the standard deviation, over runs, of how far members lie from the others.
+        scores: how many there are to choose from.
+        circle: documents that belong together; two fifths of their difficulty is that of the circle.
         seed: of the draws.
     """
     rng = np.random.default_rng(seed)
     labels = np.arange(documents) % 2 == 0
-    persons = [f"d{i}" for i in range(documents)]
+    persons = [f"c{i % 2}-{i // 2 // circle}" for i in range(documents)]
+    of_circle = np.unique(persons, return_inverse=True)[1]
+    shared = math.sqrt(0.4) if circle > 1 else 0.0
     shift = math.sqrt(2.0) * float(ndtri((1.0 + leakage) / 2.0))
     chosen: list[Estimated] = []
     plain: list[float] = []
     for _ in range(runs):
-        hard = math.sqrt(0.5) * rng.normal(size=(2, documents))
+        alone = math.sqrt(1.0 - shared**2) * rng.normal(size=(scores, documents))
+        hard = math.sqrt(0.5) * (alone + shared * rng.normal(size=(scores, documents))[:, of_circle])
         terms = []
         for _ in range(seeds):
-            scores = hard + math.sqrt(0.5) * rng.normal(size=(2, documents))
-            scores[0] -= (shift + noise * rng.normal()) * labels
-            areas = [2.0 * auc(row, labels) - 1.0 for row in scores]
+            seen = hard + math.sqrt(0.5) * rng.normal(size=(scores, documents))
+            seen[0] -= (shift + noise * rng.normal()) * labels
+            areas = [2.0 * auc(row, labels) - 1.0 for row in seen]
             plain.append(max(map(abs, areas)))
             columns = {}
-            for name, row in zip(("loss", "zlib"), scores, strict=True):
+            for name, row in zip(map(str, range(scores)), seen, strict=True):
                 columns[name] = Column(auc_terms(row, labels), persons)
                 columns[f"-{name}"] = Column(-auc_terms(row, labels), persons)
             terms.append(RunTerms({}, {}, columns))
