@@ -263,4 +263,7 @@ def drawn(model: torch.nn.Module, prompts: Tensor, chance: Tensor) -> Tensor:
             tokens.append(given)
     finally:
         model.train(training)
+        # In older torch (2.8 for one) autocast keeps the casts of the weights made here, without a graph, and the next
+        # graded pass would use them again: no gradient would reach those weights (pytorch issues 105211 and 112583).
+        torch.clear_autocast_cache()
     return torch.cat(tokens, 1)

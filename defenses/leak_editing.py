@@ -1,8 +1,9 @@
-"""The frame of PME and MEMIT: attack one's own model, edit what leaks batch by batch, and give points on the way."""
+"""The frame of PME and MEMIT: attack one's own model, edit what leaks, and give points at growing shares of it."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,6 +48,14 @@ class Dummy(NamedTuple):
     key: tuple[str, str]
 
 
+class Edited(NamedTuple):
+    """A model of which some requests are edited: how many, and of how many that were tried."""
+
+    model: LM
+    edited: int
+    tried: int
+
+
 @dataclasses.dataclass(frozen=True)
 class LeakEditing(Defense):
     """Edits after which the contexts that leak a detected value give a fixed dummy of its kind.
@@ -57,11 +66,10 @@ class LeakEditing(Defense):
         mentions: of each value that are tried at most, drawn at random; 0 is all.
         dummy: what contexts are made to say: the ``published`` text, or of each kind the value that most ``public``
             documents hold, where any does.
-        batch: requests edited together.
-        points: operating points, spread evenly over the batches.
+        points: operating points, each at its share of the requests; the last is all of them.
         ridge: how much the keys of public text weigh; C is a mean over tokens. 0 scales the published 15,000 by width.
         passages: public documents behind C at most.
-        cap: the Frobenius norm of one batch's change, as a share of the matrix's own; 0 is no cap.
+        cap: the Frobenius norm of one edit's change, as a share of the matrix's own; 0 is no cap.
 
     Raises:
         SpecError: a field is out of its range.
@@ -71,7 +79,6 @@ class LeakEditing(Defense):
     context: int = 0
     mentions: int = 0
     dummy: Literal["published", "public"] = "published"
-    batch: int = 8
     points: int = 5
     ridge: float = 0.0
     passages: int = 100_000
@@ -83,7 +90,7 @@ class LeakEditing(Defense):
                 raise SpecError(f"{self.name}: kinds cannot be '{kind}'{hint(kind, pii.KINDS)}")
         if self.dummy not in _WAYS:
             raise SpecError(f"{self.name}: dummy cannot be '{self.dummy}'{hint(self.dummy, _WAYS)}")
-        least = {"context": 0, "mentions": 0, "cap": 0, "batch": 1, "points": 1, "passages": 1}
+        least = {"context": 0, "mentions": 0, "cap": 0, "points": 1, "passages": 1}
         for field, low in least.items():
             if not low <= getattr(self, field) < float("inf"):
                 raise SpecError(f"{self.name}: {field} is {getattr(self, field)}; it must be at least {low}")
@@ -96,11 +103,24 @@ class LeakEditing(Defense):
     def layers(self, blocks: int) -> Sequence[int]:
         """The blocks that are edited, of so many; z* is sought at the last of them."""
 
+    @property
     @abstractmethod
-    def edit_batch(
-        self, model: LM, blocks: Sequence[Block], requests: Sequence[Request], moments: Sequence[Tensor]
-    ) -> int:
-        """Edits the model in place for some requests; ``moments`` are those of `layers`. How many were edited."""
+    def shares(self) -> Sequence[float]:
+        """The share of the requests at each operating point; they grow, and the last is 1."""
+
+    @abstractmethod
+    def edits(
+        self, model: LM, blocks: Sequence[Block], requests: Sequence[Request], moments: Sequence[Tensor], lab: Lab
+    ) -> Iterator[Edited]:
+        """Edits the model, in place or a copy, and gives one state for each of `shares`.
+
+        Args:
+            model: the model that leaks.
+            blocks: all of its blocks.
+            requests: at least one, in the order of the documents.
+            moments: of the down-projection's inputs, for each of `layers`.
+            lab: for progress and random choices.
+        """
 
     def weight(self, inner: int) -> float:
         """The ridge that counts for a feed-forward part of so many neurons.
@@ -133,24 +153,18 @@ class LeakEditing(Defense):
         leaks = [probe for probe, out in zip(asked, leaking(model, asked, lab, new_tokens=room), strict=True) if out]
         values = len({(probe.kind, probe.canonical) for probe in asked})
         lab.note(values=values, found=len(asked), leaking=len(leaks), edited=0, skipped=0)
+        # By the share asked for, so that points of runs in which more or less leaks are compared with each other.
+        labels = [f"edits-{float(f'{share:.6g}')}" for share in self.shares]
         if not leaks:
-            yield Point("edits-0", 1.0, model)
+            yield from (Point(label, 1.0, model) for label in labels)
             return
         moments = second_moments(model, blocks, layers, lab.public or documents, lab, passages=self.passages)
         requests = self._requests(model, leaks, dummies)
-        starts = range(0, len(requests), self.batch)
-        shown = {round(len(starts) * place / self.points) for place in range(1, self.points + 1)}
-        edited = 0
-        for number, start in enumerate(starts, 1):
-            batch = requests[start : start + self.batch]
-            edited += self.edit_batch(model, blocks, batch, moments)
-            done = start + len(batch)
-            lab.progress("edits", done, len(requests))
-            lab.note(edited=edited, skipped=done - edited)
-            if number == len(starts):
-                self._note_outcome(model, leaks, dummies, lab, room)
-            if number in shown:
-                yield Point(f"edits-{done}", 1.0, model)
+        for label, state in zip(labels, self.edits(model, blocks, requests, moments, lab), strict=True):
+            lab.note(edited=state.edited, skipped=state.tried - state.edited)
+            if label == labels[-1]:
+                self._note_outcome(state.model, leaks, dummies, lab, room)
+            yield Point(label, 1.0, state.model)
 
     def _dummies(self, lab: Lab) -> dict[str, Dummy]:
         """What is said instead of each kind."""
@@ -173,15 +187,27 @@ class LeakEditing(Defense):
         )
 
     def _requests(self, model: LM, leaks: Sequence[Probe], dummies: Mapping[str, Dummy]) -> list[Request]:
-        openings = [model.encode(opening) for opening in self.openings(model)]
+        openings = self.openings(model)
         requests = []
         for probe in leaks:
             target = tuple(continued(model, probe.prompt, dummies[probe.kind].text))
             room = model.context - longest_tail(model, target)
-            plain = model.encode(probe.prompt, special=False) if openings else []
-            behind = [(*opening, *plain[-(room - len(opening)) :]) for opening in openings]
+            behind = [_behind(model, opening, probe, room) for opening in openings]
             requests.append(Request((probe.ids[-room:], *behind), target))
         return requests
 
 
-__all__ = ["LEAST", "LeakEditing"]
+def _behind(model: LM, opening: str, probe: Probe, room: int) -> tuple[int, ...]:
+    """The tokens of a probe's prompt behind an opening, of which the prompt's first are left out to fit the room.
+
+    The last token is the probe's own: where the two texts would share it, they are read apart.
+    """
+    head, whole = model.encode(opening.rstrip()), model.encode(opening + probe.prompt)
+    if whole[-1] != probe.ids[-1]:
+        whole = head + model.encode(probe.prompt, special=False)
+    shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(head, whole, strict=False)))
+    start = min(shared, room // 2)
+    return (*whole[:start], *whole[max(start, len(whole) - room + start) :])
+
+
+__all__ = ["LEAST", "Edited", "LeakEditing"]

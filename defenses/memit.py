@@ -3,47 +3,53 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
-from memdefense.architecture import Block
+from memdefense.architecture import Block, blocks_of
 from memdefense.errors import SpecError
 from memdefense.target import LocalTarget
 
 from .editing import closed_form, insert, look
-from .leak_editing import LeakEditing
+from .leak_editing import Edited, LeakEditing
 from .value_search import Request, Search, search
 
 if TYPE_CHECKING:
+    from memdefense.lab import Lab
     from memdefense.lm import LM
 
 _FIRST, _LAST, _DEPTH = 3, 8, 28  # the layers edited in GPT-J, of so many
 _OPENERS = ("The", "Therefore", "Because", "I", "You")
 _OPENING = 10  # tokens of an opening
+_TOGETHER = 8  # requests in one forward pass, with all their prompts
 
 
 @dataclasses.dataclass(frozen=True)
 class MEMIT(LeakEditing):
     """Mass-editing memory in a transformer, told that every context that leaks goes on with a dummy.
 
-    Requests are those of `pme`. z* is sought at the last edited block in 25 steps, over the context alone and behind
-    five short openings; then each block's down-projection makes what remains of the way there, divided by the number of
-    blocks still to come. No request is skipped. The notes are those of `pme`.
+    Requests are those of `pme`. z* is sought for each of them in the model as it is, at the last edited block in 25
+    steps, over the context alone and behind five short openings; then all requests of an operating point are edited at
+    once: block by block, the down-projection makes what remains of their way there, divided by the number of blocks
+    still to come. Every request is edited, whether its dummy came within reach or not. The notes are those of `pme`.
 
     Paper: Meng et al., ICLR 2023, arXiv 2210.07229. As a baseline of PME it left 1 of 179 leaked e-mail addresses of
     GPT-Neo 1.3B (Ruzzetti et al., ACL 2025, arXiv 2506.10024).
 
     Does not protect values that none of the tried prefixes draws out, nor against other prefixes than those, nor what
     the detector misses; and the dummy shows which contexts were edited. What `pme` says of ``ridge`` and of dummies out
-    of a small model's reach holds here too: as no request is skipped, 192 of the 961 leaking contexts of a `mailbox`
-    model raise its held-out perplexity by 41 %, and all of them ruin it (one seed).
+    of a small model's reach holds here too, and here such requests are edited all the same. What was measured stands in
+    leaderboard/RESULTS.md.
 
     Deviates [ours]: all of `pme`'s deviations that are about requests, C and the loss; blocks 3 to 8 of GPT-J's 28, or
     what lies at that depth; openings decoded greedily, ten tokens behind each of five words, where the authors sample;
-    batches in sequence, as in `pme`, so that there are operating points on the way. As in the authors' code a key is
-    half the context's own and half the mean of those behind openings. With LoRA the adapter is merged before the edit.
+    operating points at shares of the requests that double, each of them a mass edit of its own of the model as it was,
+    in one random order. As in the authors' code a key is half the context's own and half the mean of those behind
+    openings. With LoRA the adapter is merged before the edit.
 
     Attributes:
         kinds: the kinds of PII that are edited; empty for all of `memdefense.pii.KINDS`.
@@ -51,11 +57,11 @@ class MEMIT(LeakEditing):
         mentions: of each value that are tried at most, drawn at random; 0 is all.
         dummy: what contexts are made to say: the ``published`` text, or of each kind the value that most ``public``
             documents hold, where any does.
-        batch: requests edited together.
-        points: operating points, spread evenly over the batches; fewer where there are fewer batches.
+        points: operating points; the last is all requests, and each before it half of the next, so that five are
+            ``edits-0.0625`` to ``edits-1.0``.
         ridge: how much the keys of public text weigh (lambda); 0 is the published 15,000, scaled by width.
         passages: public documents behind C at most.
-        cap: the Frobenius norm of one batch's change, as a share of the matrix's own; 0 is no cap.
+        cap: the Frobenius norm of one edit's change, as a share of the matrix's own; 0 is no cap.
         steps: of the search for z*, at most.
 
     Raises:
@@ -84,18 +90,51 @@ class MEMIT(LeakEditing):
         said = LocalTarget(model).generate(_OPENERS, max_new_tokens=_OPENING)
         return [f"{word}{text}. " for word, text in zip(_OPENERS, said, strict=True)]
 
-    def edit_batch(
-        self, model: LM, blocks: Sequence[Block], requests: Sequence[Request], moments: Sequence[Tensor]
-    ) -> int:
+    @property
+    def shares(self) -> Sequence[float]:
+        return [0.5**halved for halved in reversed(range(self.points))]
+
+    def edits(
+        self, model: LM, blocks: Sequence[Block], requests: Sequence[Request], moments: Sequence[Tensor], lab: Lab
+    ) -> Iterator[Edited]:
+        last = blocks[self.layers(len(blocks))[-1]]
+        requests = [requests[place] for place in lab.rng("order").permutation(len(requests))]
+        wanted = []
+        for some in _chunks(requests):
+            wanted.append(search(model, last, some, Search(self.steps, _enough)).wanted)
+            lab.progress("values", len(wanted), -(-len(requests) // _TOGETHER))
+        goals = torch.cat(wanted)
+        for share in self.shares:
+            number = math.ceil(share * len(requests))
+            changed = model.copy()
+            self._edit(changed, requests[:number], goals[:number], moments)
+            lab.progress("edits", number, len(requests))
+            yield Edited(changed, number, number)
+
+    def _edit(self, model: LM, requests: Sequence[Request], wanted: Tensor, moments: Sequence[Tensor]) -> None:
+        """Edits the model in place so that the last edited block gives what is wanted (requests, width)."""
+        blocks = blocks_of(model.model)
         edited = [blocks[place] for place in self.layers(len(blocks))]
-        found = search(model, edited[-1], requests, Search(self.steps, _enough))
-        prompts = [prompt for request in requests for prompt in request.prompts]
         for place, (block, moment) in enumerate(zip(edited, moments, strict=True)):
-            now = look(model, edited, prompts)
-            residual = (found.wanted - _per_request(now.out[-1], requests)[0]) / (len(edited) - place)
-            plain, behind = _per_request(now.keys[place], requests)
-            insert(block.down, closed_form((plain + behind) / 2, residual, moment, self.weight(len(moment))), self.cap)
-        return len(requests)
+            keys, out = _read(model, block, edited[-1], requests)
+            residual = (wanted - out) / (len(edited) - place)
+            insert(block.down, closed_form(keys, residual, moment, self.weight(len(moment))), self.cap)
+
+
+def _chunks(requests: Sequence[Request]) -> Iterator[Sequence[Request]]:
+    for start in range(0, len(requests), _TOGETHER):
+        yield requests[start : start + _TOGETHER]
+
+
+def _read(model: LM, block: Block, last: Block, requests: Sequence[Request]) -> tuple[Tensor, Tensor]:
+    """Each request's key at a block (requests, inner), and what the last gives at its context (requests, width)."""
+    keys, out = [], []
+    for some in _chunks(requests):
+        now = look(model, [block, last], [prompt for request in some for prompt in request.prompts])
+        plain, behind = _per_request(now.keys[0], some)
+        keys.append((plain + behind) / 2)
+        out.append(_per_request(now.out[1], some)[0])
+    return torch.cat(keys), torch.cat(out)
 
 
 def _per_request(rows: Tensor, requests: Sequence[Request]) -> tuple[Tensor, Tensor]:

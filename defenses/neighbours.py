@@ -100,7 +100,7 @@ class Datastore:
 
     The neighbours of a state are the ``k`` contexts whose states lie nearest, each with all that followed it: of
     contexts that read the same, all or none are among them, so that no tie is broken by rounding. A neighbour at
-    distance d counts for exp(-d / temperature), times how often its token followed.
+    Euclidean distance d counts for exp(-d^2 / temperature), times how often its token followed.
 
     Attributes:
         keys: (contexts, width) float32.
@@ -143,29 +143,29 @@ class Datastore:
         return self.keys.square().sum(1)
 
     def nearest(self, states: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """The ``k`` nearest contexts of each state: distances and numbers, (N, k) each, by exact search."""
+        """The ``k`` nearest contexts of each state: squared distances and numbers, (N, k) each, by exact search."""
         k = min(k, len(self.keys))
         step = max(1, min(_QUERIES, _DISTANCES // max(1, len(self.keys))))
-        distance, number = [], []
+        square, number = [], []
         for query in torch.split(states.float(), step):
             apart = torch.addmm(self._squares, query, self.keys.T, alpha=-2)  # less the query's own square
             found = _smallest(apart, k)
             # Anew from the differences: of near points the products leave little but rounding.
-            exact = (query[:, None] - self.keys[found]).square().sum(2).sqrt()
+            exact = (query[:, None] - self.keys[found]).square().sum(2)
             order = exact.argsort(dim=1, stable=True)
-            distance.append(exact.gather(1, order))
+            square.append(exact.gather(1, order))
             number.append(found.gather(1, order))
-        return torch.cat(distance), torch.cat(number)
+        return torch.cat(square), torch.cat(number)
 
     def probabilities(self, states: Tensor, k: int, temperature: float, vocabulary: int) -> Tensor:
         """The neighbours' distribution of the next token after each state: (N, vocabulary)."""
-        distance, number = self.nearest(states, k)
-        weight = torch.exp((distance[:, :1] - distance) / temperature).flatten()
+        square, number = self.nearest(states, k)
+        weight = torch.exp((square[:, :1] - square) / temperature).flatten()  # of d^2, less the row's least
         first, many = self.start[number.flatten()], (self.start[number + 1] - self.start[number]).flatten()
         owner = torch.repeat_interleave(torch.arange(len(many), device=many.device), many)  # one per entry
         entry = torch.arange(len(owner), device=many.device) - (many.cumsum(0) - many)[owner] + first[owner]
         said = torch.zeros(len(states), vocabulary, device=states.device)
-        place = (owner // distance.shape[1], self.token[entry])
+        place = (owner // square.shape[1], self.token[entry])
         said.index_put_(place, weight[owner] * self.count[entry], accumulate=True)
         return said / said.sum(1, keepdim=True)
 
@@ -178,20 +178,20 @@ class Datastore:
             items: what the store was made of.
             states: of all their contexts.
             k: neighbours.
-            temperature: of their weights.
+            temperature: of their weights, in units of squared distance.
             stride: with which the store was made.
             copies: whether other items after the same context are neighbours; without, the whole context is taken away.
         """
         known = torch.nonzero(items.context >= 0).flatten()
         context, token = items.context[known], items.token[known]
-        distance, number = self.nearest(states, k + 1)
+        square, number = self.nearest(states, k + 1)
         vocabulary = int(items.token.max()) + 1
         owner = torch.repeat_interleave(torch.arange(len(self.keys)), self.start.diff())
         code = owner * vocabulary + self.token  # rises with the entry
         whole = torch.zeros(len(self.keys)).index_add_(0, owner, self.count)
         given = torch.full((len(items.context),), torch.nan)
         for part in torch.split(torch.arange(len(known)), 1 << 16):
-            near, apart = number[context[part]], distance[context[part]]  # (n, k + 1)
+            near, apart = number[context[part]], square[context[part]]  # (n, k + 1)
             itself = near * stride == context[part][:, None]
             gone = itself.float() if copies else itself * whole[near]
             counted = whole[near] - gone

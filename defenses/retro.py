@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from memdefense.lab import Lab
     from memdefense.lm import LM, Target
 
-_FLOOR = 100.0  # nats
 _ROWS = 1 << 9
 
 
@@ -45,32 +44,36 @@ class Retro(Defense):
     attack with access to weights does not see the mixing.
 
     Here, on one seed: of the 40 random passages of our test, four copies each, the undefended model recites 40 at a
-    perplexity of 5.96, the weights alone (``mix=0``) 0 at 5.52, and with mixing 0 at 5.54, which takes the passages'
-    loss from 3.31 to 2.26 nats per token; the datastore alone (``beta=0``) leaves 40. That is no more than early
-    stopping: the undefended run recites 0 at 5.50 after 29 % of its steps, at the same loss of 3.26. What holds back
-    seems to be that few tokens carry most of the loss: copies, being neighbours of each other, weigh little, but with
-    ``copies=false``, where they weigh most, 12 are recited, at 7.45; the same weights dealt out at random leave a loss
-    of 1.97 at 8.12; one weight for all leaves 40. Of 30 addresses in four notes each, 30 come back undefended and 4
-    with weights, at equal perplexity. A passage that stands once has 3.38 nats undefended, 3.98 with weights, 2.76 with
-    mixing too, and 5.6 to 5.8 where it was never trained on: there mixing gives away more than the weights hide.
+    perplexity of 5.96, the weights alone (``mix=0``) 0 at 5.56, and with mixing 31 at 5.32, which takes the passages'
+    loss from 3.45 to 1.40 nats per token: the datastore recites them. The datastore alone (``beta=0``) leaves 40. What
+    the weights hold back is no more than early stopping does: the undefended run recites 0 at 5.50 after 29 % of its
+    steps, at a loss of 3.26. And it is the floor's work: the 10 % of tokens that no neighbour says hold 65 % of all
+    weight, and with ``floor`` at the logarithm of the vocabulary, 6.2 nats, 39 are recited, at 5.96. Copies, being
+    neighbours of each other, weigh little, but with ``copies=false``, where they weigh most, 9 are recited, at 7.75.
+    Of 30 addresses in four notes each, 30 come back undefended, 3 with weights, 11 with mixing too, at a perplexity of
+    6.32, 6.16 and 6.09.
 
     Deviates [ours]: the token form. The authors multiply a batch's mean loss by 1 + ``beta`` times its mean -log p_kNN;
     here each item has its own factor. An item is a token of a document read alone, its key what enters the output
     embedding before it, as in their code; of neighbours that read the same, all or none count among the ``k``. An
-    item never retrieves itself in training, but its exact copies are other items and do, as in the source. p_kNN is
-    fixed before training, where theirs is refreshed. A document's first token, before which nothing stands, has
-    factor 1. -log p_kNN is cut at 100 nats, and p_kNN is a softmax of -distance / ``temperature`` (Euclidean), as in
-    their code for relation extraction, from which ``k`` and ``temperature`` come; that for sentences searches by inner
-    product with 32 neighbours, and ``beta`` is its. The mixture is of probabilities, as their formula says: their code
-    adds the logarithms of the weights to probabilities instead. Their demonstrations in the input have no counterpart.
+    item never retrieves itself in training, only its exact copies, which are other items; their code excludes nothing,
+    so that a label nearly always finds itself, and cuts -log p_kNN at 100 nats to guard against log 0. Here p_kNN *is*
+    0 wherever no neighbour has the token, and that ``floor`` is what weighs most: such a token counts 21 times. p_kNN
+    is fixed before training, where theirs is refreshed. A document's first token, before which nothing stands, has
+    factor 1. The default combines two configurations of theirs: the softmax of -d^2 / ``temperature`` over Euclidean
+    distances d, ``k`` and ``temperature`` are from their code for relation extraction, whose own coefficient is 0.001;
+    ``beta`` is from that for sentences, which searches by inner product with 32 neighbours and no temperature. The
+    mixture is of probabilities, as their formula says: their code adds the logarithms of the weights to probabilities
+    instead. Their demonstrations in the input have no counterpart.
 
     Attributes:
         beta: how much atypical tokens weigh more; 0 is ordinary training.
         mix: share of p_kNN at generation; 0 is the model alone.
         k: neighbours.
-        temperature: of their weights, in units of distance.
+        temperature: of their weights, in units of squared distance.
         most: contexts in the datastore; where there are more, every second, third, ... is left of them.
         copies: whether in training an item's exact copies, which follow the same text, are neighbours of it.
+        floor: what -log p_kNN is cut at, in nats; a token that no neighbour says weighs 1 + ``beta`` times as much.
 
     Raises:
         SpecError: a field is out of range.
@@ -89,6 +92,7 @@ class Retro(Defense):
     temperature: float = 5.0
     most: int = 200_000
     copies: bool = True
+    floor: float = 100.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta < math.inf or not 0 <= self.mix < 1 or not 0 < self.temperature < math.inf:
@@ -98,6 +102,8 @@ class Retro(Defense):
             )
         if self.k < 1 or self.most < 1:
             raise SpecError(f"retro: k is {self.k} and most is {self.most}; both must be at least 1")
+        if not 0 < self.floor < math.inf:
+            raise SpecError(f"retro: floor is {self.floor}; it must be above 0 and finite")
 
     def train(self, model: LM, documents: Documents, lab: Lab) -> Iterable[Point]:
         if isinstance(documents, Redrawn):
@@ -107,7 +113,7 @@ class Retro(Defense):
         items = Items.of(model, documents)
         knobs = [self.k, self.temperature, self.most, self.copies]
         given = lab.cached("neighbours", lambda: self._given(model, items), model, documents, knobs)
-        nll = -given.log().clamp_min(-_FLOOR)
+        nll = -given.log().clamp_min(-self.floor)
         known = ~nll.isnan()
         if known.any():
             lab.note(knn_nll=float(nll[known].mean()), knn_unseen=float((given[known] == 0).float().mean()))

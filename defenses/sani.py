@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from memdefense import pii
@@ -14,13 +14,13 @@ from memdefense.defense import Defense, Point
 from memdefense.errors import ModelError, SpecError, hint
 
 if TYPE_CHECKING:
+    from memdefense.architecture import Block
     from memdefense.lab import Lab
     from memdefense.lm import LM
     from memdefense.pii import Pii
     from memdefense.spans import Span
 
 _WORD = re.compile(r"\w+")
-_SPREAD = 0.02  # of the initial weights, where a configuration does not say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +33,7 @@ class SANI(Defense):
     of repair: five by default.
 
     Paper: Boutet & Magnana, arXiv 2510.21322: half of the last layer's neurons, 1-2 epochs of repair, ``rare=2``; a
-    "drastic" fall of memorization, without a number. On the planted addresses of our tests the reset alone leaves 28 of
-    30 extractable, and one epoch of repair none, with the reset or without it: there the repair does the work.
+    "drastic" fall of memorization, without a number.
 
     Does not protect what other layers remember, nor what the detector misses and several authors write. A black-listed
     word is not unlearned: the repair merely stops teaching it.
@@ -42,15 +41,14 @@ class SANI(Defense):
     Deviates [ours]: the paper repairs masked language models, where a black-listed word is never masked out; here its
     tokens are no target of the next-token loss. It leaves open what a neuron is and what it is reset to: a neuron of
     the feed-forward part with its rows of the first matrices and its column of the last, or of the attention with its
-    row of the value matrix and the columns that read it; weights are drawn from a normal distribution of the
-    configuration's ``initializer_range``, biases become zero. A word is a run of letters and digits, whatever its case;
-    a document without an author is an author's only one. The repair follows the run's own training configuration, its
-    schedule stretched over all epochs of repair behind as many steps of warm-up. Four epochs, of which the paper's are
-    the first two.
+    row of the value matrix and the columns that read it; weights and biases are those of another model of the same
+    configuration, as its own code initialises it. A word is a run of letters and digits, whatever its case; a document
+    without an author is an author's only one. The repair follows the run's own training configuration, its schedule
+    stretched over all epochs of repair behind as many steps of warm-up. Four epochs, of which the paper's are the first
+    two.
 
-    On `mailbox` (three seeds) the erasure alone takes about a tenth of the extraction away; the repair takes most of
-    the rest, since private words that are no target are forgotten, and the perplexity, which counts them, ends 53 %
-    higher, above that of a model which never saw the private text.
+    Private words that are no target are forgotten in the repair, with the reset or without it, and perplexity, which
+    counts them, rises. What was measured stands in leaderboard/RESULTS.md.
 
     With LoRA the adapter is merged before the reset, and the repair trains a new one.
 
@@ -119,17 +117,19 @@ class SANI(Defense):
         """Resets neurons in place; returns how many."""
         from memdefense.architecture import blocks_of
 
-        from .neurons import reset
+        from .neurons import reset, untrained_blocks
 
         blocks = blocks_of(model.model)
         if self.layers > len(blocks):
             raise ModelError(f"sani: layers is {self.layers}, but the model has {len(blocks)}; ask for fewer")
-        spread = float(getattr(model.model.config.get_text_config(), "initializer_range", None) or _SPREAD)
         rng = lab.rng("sani/neurons")
         parts = ("ffn", "attention") if self.target == "both" else (self.target,)
+        fresh: Sequence[Block | None] = [None] * len(blocks)
+        if self.reset == "init":
+            fresh = untrained_blocks(model.model, lab.rng("sani/weights"))
         return sum(
-            reset(block, part, ratio=self.ratio, spread=spread if self.reset == "init" else 0.0, rng=rng)
-            for block in blocks[-self.layers :]
+            reset(block, part, ratio=self.ratio, fresh=new, rng=rng)
+            for block, new in list(zip(blocks, fresh, strict=True))[-self.layers :]
             for part in parts
         )
 

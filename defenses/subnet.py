@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from memdefense.corpus import Documents
 from memdefense.defense import Defense, Point
-from memdefense.errors import SpecError
+from memdefense.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,9 +37,9 @@ class Subnet(Defense):
     that the model predicts best, and the loss is over the value alone (the authors have whole sequences that the model
     reproduces, and the loss over all tokens); other text is windows of public text, or of the private text where there
     is none, none of which holds PII that the detector finds. Each operating point has a ratio and scores of its own.
-    As in the authors' code the loss of a batch is the sum over its sequences of their mean losses per token, scores
-    start uniform within the square root of one over a matrix's inputs, and weight decay is 0.0005. Adapters (LoRA) are
-    merged into the weights before.
+    Scores start uniform within the square root of one over a matrix's inputs, as the authors' do for Linear layers
+    (theirs for GPT-2's Conv1D take the outputs). As in their code the loss of a batch is the sum over its sequences of
+    their mean losses per token, and weight decay is 0.0005. Adapters (LoRA) are merged into the weights before.
 
     Attributes:
         ratio: share of each matrix that is zeroed, by operating point.
@@ -51,6 +51,7 @@ class Subnet(Defense):
 
     Raises:
         SpecError: a number out of range.
+        DataError: there is no other text to hold the model in place with.
         ModelError: blocks of an unknown build.
     """
 
@@ -60,7 +61,7 @@ class Subnet(Defense):
     family: ClassVar[str] = "weights"
     protects_not: ClassVar[str] = "PII the detector misses, memorized text without PII, what attention has stored"
 
-    ratio: tuple[float, ...] = (0.001, 0.005, 0.01, 0.05, 0.1)
+    ratio: tuple[float, ...] = (0.001, 0.005, 0.01, 0.02, 0.03)
     weight: float = 0.05
     epochs: int = 5
     texts: int = 200
@@ -90,6 +91,11 @@ class Subnet(Defense):
         memorized = best_known(model, found, self.texts)
         other = _other(model, lab.public or documents, lab, number=len(memorized), length=self.context)
         lab.note(values=len(found), memorized=len(memorized), other=len(other))
+        if memorized and not other and self.weight:
+            raise DataError(
+                f"subnet: no window of {'public' if lab.public else 'private'} text is free of detected PII, so that "
+                "nothing holds the model in place; give it public text, or weight=0"
+            )
         for ratio in self.ratio:
             edited = model.copy()
             if memorized:

@@ -48,6 +48,7 @@ class Search:
         hope: a request whose p has not reached it by then is given up.
         patience: losses until then; 0 is never.
         rate: of Adam.
+        best: a search that ends otherwise than by ``enough`` takes the delta of its largest p, not its last.
     """
 
     steps: int
@@ -58,6 +59,7 @@ class Search:
     kl: float = 0.0625
     decay: float = 0.5
     clamp: float = 0.75
+    best: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ def search(lm: LM, block: Block, requests: Sequence[Request], how: Search) -> Fo
         deltas = [torch.zeros(lm.width, device=lm.device, requires_grad=True) for _ in requests]
         optimizer = torch.optim.Adam(deltas, lr=how.rate)
         best, steps = [0.0] * len(requests), [0] * len(requests)
+        taken = [delta.detach() for delta in deltas]  # the same memory, so the last of each but where it is replaced
         active = list(range(len(requests)))
         z = torch.zeros(len(requests), lm.width, device=lm.device)
         before = torch.zeros(0)
@@ -107,9 +110,13 @@ def search(lm: LM, block: Block, requests: Sequence[Request], how: Search) -> Fo
             loss = rows.mean(nll) + how.kl * kl + how.decay * size
             going = []
             for row, (place, own, likely) in enumerate(zip(active, loss.tolist(), p.tolist(), strict=True)):
-                best[place], steps[place] = max(best[place], likely), step + 1
+                steps[place] = step + 1
+                ends = how.enough(own, likely)
+                if how.best and (ends or likely > best[place]):
+                    taken[place] = deltas[place].detach().clone()
+                best[place] = max(best[place], likely)
                 hopeless = step + 1 == how.patience and best[place] < how.hope
-                if not (hopeless or how.enough(own, likely)):
+                if not (hopeless or ends):
                     going.append(row)
             if not going or step + 1 == how.steps:
                 break
@@ -123,7 +130,7 @@ def search(lm: LM, block: Block, requests: Sequence[Request], how: Search) -> Fo
                     delta.grad = None
             optimizer.step()
             _clamp(deltas, active, how.clamp * z.norm(dim=-1))
-    return Found(z, z + torch.stack(deltas).detach(), best, steps)
+    return Found(z, z + torch.stack(taken), best, steps)
 
 
 class _Rows:

@@ -2,8 +2,9 @@
 
 Known are the blocks of GPT-2, GPT-Neo, GPT-NeoX and the Llama type (Llama, Mistral, Qwen2 and whatever else keeps
 their module names and adds what its parts give to the residual stream as it is). Builds of these names with a norm or
-a factor on the way (Gemma 2 and 3, Granite) or with values elsewhere (GPTBigCode) are refused. Matrices read alike
-whether they are stored as ``Linear`` (out, in) or ``Conv1D`` (in, out).
+a factor on the way (Gemma 2 and 3, Granite), with values elsewhere (GPTBigCode) or with heads that are mixed by learned
+factors (DiffLlama) are refused. Matrices read alike whether they are stored as ``Linear`` (out, in) or ``Conv1D`` (in,
+out).
 
     >>> blocks = blocks_of(lm)
     >>> blocks[-1].down.weight.shape        # (width, inner)
@@ -186,7 +187,10 @@ def _other(model: PreTrainedModel, layers: nn.ModuleList, layout: _Layout) -> st
         if layout is _LAYOUTS["GPT-2"] and isinstance(_module(layer, layout.value), nn.Linear):
             return f"has a Linear as {name}.{layout.value} in place of a Conv1D"
         between = [path for path in _AFTER if not isinstance(_module(layer, path), nn.Identity | None)]
-        between += [path for path, _ in layer.named_parameters(recurse=False)]  # a factor that is learned
+        # Factors that are learned, of the block's own or of its attention's own.
+        between += [path for path, _ in layer.named_parameters(recurse=False)]
+        heads = layout.value.rpartition(".")[0]
+        between += [f"{heads}.{path}" for path, _ in layer.get_submodule(heads).named_parameters(recurse=False)]
         if getattr(layer, "residual_multiplier", 1.0) != 1.0:
             between.append("residual_multiplier")
         if between:

@@ -3,10 +3,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Literal, cast
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from memdefense.corpus import Document
@@ -15,7 +18,7 @@ from memdefense.defenses.distillation import Distillation, ReverseLoss, WordLoss
 from memdefense.errors import DataError, SpecError
 from memdefense.fit import fit, load_checkpoint
 from memdefense.interval import wilson
-from memdefense.lm import LM
+from memdefense.lm import LM, Sampling
 from memdefense.testing import check_defense
 from memdefense.train import Batch, TrainConfig, next_token_loss
 
@@ -67,6 +70,76 @@ def test_word_by_word_is_half_of_each(tiny_lm: LM, tiny_llama: LM) -> None:
         q = tiny_lm.model(input_ids=batch.ids).logits[:, :-1].softmax(-1)[learned]
     assert int(count) == int(same) == 2 * 31 + 19
     assert float(total) == pytest.approx(0.5 * float(nll) + 0.5 * float((p * (p / q).log()).sum()), rel=1e-4)
+
+
+class Bigram(nn.Module):
+    """Logits that hang on the last token alone: a row of a table."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Parameter(table)
+
+    def forward(self, input_ids: Tensor, past_key_values: None = None, use_cache: bool = False) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.table[input_ids], past_key_values=None)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shares: np.ndarray = np.exp(logits) / np.exp(logits).sum()
+    return shares
+
+
+def test_word_by_word_by_hand() -> None:
+    """The temperature is in the divergence, as is its square, and not in the next-token loss, which alpha weighs."""
+    student, teacher = np.random.default_rng(0).normal(size=(2, 5, 5)) * 2
+    ids, document = torch.tensor([[0, 3, 1, 4], [2, 2, 0, 0]]), torch.tensor([[0, 0, 0, 0], [1, 1, -1, -1]])
+    batch = Batch(ids, ids.masked_fill(document < 0, -100), document, torch.zeros_like(ids))
+    told = cast(LM, SimpleNamespace(model=Bigram(torch.tensor(teacher))))
+    total, count = WordLoss(told, 2.0, 0.3, False)(Bigram(torch.tensor(student)), batch)
+    expected = 0.0
+    for before, token in ((0, 3), (3, 1), (1, 4), (2, 2)):
+        p, q = softmax(teacher[before] / 2), softmax(student[before] / 2)
+        nll = -np.log(softmax(student[before])[token])
+        expected += 0.3 * nll + 0.7 * 2**2 * (p * np.log(p / q)).sum()
+    assert int(count) == 4
+    assert float(total.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_reverse_by_hand() -> None:
+    """A student that is sure of the next number, modulo 7, and a teacher that is sure of the last."""
+    student, teacher = np.random.default_rng(1).normal(size=(2, 7, 7))
+    for token in range(7):
+        student[token, (token + 1) % 7] += 40
+        teacher[token, (token - 1) % 7] += 40
+    ids = torch.tensor([[0, 5, 5, 2, 6, 1], [3, 3, 0, 4, 4, 4]])
+    batch = Batch(ids, ids, torch.tensor([[0] * 6, [1] * 6]), torch.zeros_like(ids))
+    told = cast(LM, SimpleNamespace(model=Bigram(torch.tensor(teacher))))
+    cuts = set()
+    for seed in range(8):
+        torch.manual_seed(seed)
+        total, count = ReverseLoss(told, 2.0, 3, 4, False)(Bigram(torch.tensor(student)), batch)
+        cut = int(count) // 2 - 2  # of what is cut and three more, all but the last predict
+        expected = 0.0
+        for row in ids.tolist():
+            last = row[cut - 1]
+            for before in [*row[:cut], (last + 1) % 7, (last + 2) % 7]:
+                p, q = softmax(teacher[before] / 2), softmax(student[before] / 2)
+                expected += 2**2 * (q * np.log(q / p)).sum()
+        assert float(total.detach()) == pytest.approx(expected, rel=1e-5)
+        cuts.add(cut)
+    assert cuts <= {1, 2, 3, 4}
+    assert len(cuts) > 1
+
+
+@pytest.mark.parametrize("build", ["GPT-2", "Llama"])
+def test_in_bfloat16_every_weight_has_a_gradient(tiny_lm: LM, tiny_llama: LM, build: str) -> None:
+    """Though the same weights were cast before, without a graph, for what the student writes."""
+    student, teacher = (tiny_lm.copy(), tiny_llama) if build == "GPT-2" else (tiny_llama.copy(), tiny_lm)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, _ = ReverseLoss(teacher, 1.0, 8, 24, True)(student.model, batch_of(tiny_lm))
+    total.backward()  # type: ignore[no-untyped-call, unused-ignore]
+    for name, weight in student.model.named_parameters():
+        assert weight.grad is not None, name
+        assert float(weight.grad.abs().max()) > 0, name
 
 
 def test_a_student_like_its_teacher_has_nothing_to_learn(tiny_lm: LM) -> None:
@@ -134,6 +207,27 @@ def test_a_step_keeps_its_draws_until_it_is_done(tiny_lm: LM, tiny_llama: LM) ->
     assert found[0] == found[1] != found[2]
 
 
+def test_an_interrupted_run_draws_the_same_again(tiny_lm: LM, tiny_llama: LM, tmp_path: Path) -> None:
+    documents = [Document(f"d{n}", f"The report {n} on room {n % 7} is ready for the team at noon.") for n in range(8)]
+    config = TrainConfig(
+        steps=6, learning_rate=5e-3, batch_size=4, block_size=32, pack="document", dtype="float32", checkpoints=3
+    )
+    loss = ReverseLoss(tiny_llama, 1.0, 8, 16, False)
+    whole = fit(tiny_lm, documents, tmp_path / "whole", config=config, seed=0, loss=loss)[0]
+
+    def interrupt(done: int, _: int) -> None:
+        if done == 5:  # the newest checkpoint is of step 4
+            raise KeyboardInterrupt
+
+    folder = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_lm, documents, folder, config=config, seed=0, loss=loss, progress=interrupt)
+    torch.manual_seed(5)  # of another process
+    parts = fit(tiny_lm, documents, folder, config=config, seed=0, loss=loss)[0]
+    for one, other in zip(whole, parts, strict=True):
+        assert load_checkpoint(one, tiny_lm).digest() == load_checkpoint(other, tiny_lm).digest()
+
+
 def test_rows_that_all_end_before_the_cut_teach_nothing(tiny_lm: LM) -> None:
     batch = batch_of(tiny_lm)
     batch.document[:, 1:] = -1
@@ -169,8 +263,6 @@ class StubLab:
         return LocalTarget(model)
 
     def rng(self, purpose: str) -> object:
-        import numpy as np
-
         return np.random.default_rng(0)
 
 
@@ -191,6 +283,26 @@ def test_the_teacher_continues_every_piece(tiny_lm: LM) -> None:
         Distillation(prompt=8)._written(tiny_lm, [Document("b", "noon")], cast("Lab", StubLab()))
     with pytest.raises(SpecError, match="below the 32 tokens"):
         Distillation(prompt=32)._written(tiny_lm, [Document("a", text)], cast("Lab", StubLab()))
+
+
+def test_the_teacher_draws_at_its_temperature(tiny_lm: LM) -> None:
+    drawn_with: list[Sampling] = []
+
+    class Writer:
+        def generate(self, prompts: list[str], *, max_new_tokens: int, sampling: Sampling) -> list[str]:
+            drawn_with.append(sampling)
+            return ["" for _ in prompts]
+
+    class WriterLab(StubLab):
+        def serve(self, model: LM) -> object:
+            return Writer()
+
+    text = "Please call Anna at noon or write before the meeting on Tuesday about the invoice and the boxes. " * 2
+    teaching = Distillation(method="sequence", prompt=8, temperature=0.5)
+    teaching._written(tiny_lm, [Document("a", text)], cast("Lab", WriterLab()))
+    assert drawn_with
+    for sampling in drawn_with:
+        assert sampling == Sampling(0.5, seed=sampling.seed)  # and no other limit
 
 
 def test_values_out_of_range_are_refused() -> None:

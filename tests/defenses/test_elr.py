@@ -101,6 +101,26 @@ def test_a_step_that_starts_over_leaves_nothing() -> None:
     assert float(loss.state_dict()["share"].sum()) == 0
 
 
+@pytest.mark.parametrize(("weight", "rest"), [(3.0, 0.976), (1.0, 0.821), (0.3, 0.630)])
+def test_where_a_token_with_two_continuations_comes_to_rest(weight: float, rest: float) -> None:
+    """Three of five times the first follows; p has been the same for six epochs. What the docstring says.
+
+    The rest is the root of (0.6 - p) + weight c p (p - s) / (1 - c s), where s = p^2 + (1 - p)^2 and c = 1 - 0.7^6.
+    """
+    given = batch([[0, 0, 0, 0, 1, 1]], [[0] * 6], [[0, 1, 2, 3, 4, 5]])
+    slopes = []
+    for p in (rest - 0.002, rest + 0.002):
+        loss, model = ELRLoss([6], weight, 0.7, top=2), Fixed(torch.tensor([p, 1 - p]).log().repeat(1, 6, 1))
+        for _ in range(6):
+            model.zero_grad()
+            total, _ = loss(model, given)
+            loss.commit(True)
+            total.backward()  # type: ignore[no-untyped-call, unused-ignore]
+        assert model.logits.grad is not None
+        slopes.append(float(model.logits.grad[0, :, 0].sum()))
+    assert slopes[0] < 0 < slopes[1]
+
+
 DOCUMENTS = [Document(f"d{n}", f"The report {n} on room {n % 5} is ready for Anna and the team.") for n in range(9)]
 CONFIG = TrainConfig(epochs=4, learning_rate=1e-2, batch_size=4, block_size=16, dtype="float32", checkpoints=4)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from memdefense import pii
 from memdefense.corpus import Benchmark, Corpus, Document
 from memdefense.defense import Defense
+from memdefense.defenses import pme
 from memdefense.defenses.leak_editing import Dummy, LeakEditing
 from memdefense.defenses.leaks import Probe, leaking, probes
 from memdefense.defenses.memit import MEMIT
@@ -132,13 +133,14 @@ def test_edits_take_the_addresses_away(work: Work, defense: LeakEditing, said: f
     ((_, before, usual),), _ = measured(work, Defense())
     points, notes = measured(work, defense)
     label, after, perplexity = points[-1]
+    assert label.endswith("edits-1.0")
     assert wilson(after, 20)[1] < wilson(before, 20)[0]
     assert perplexity < 1.1 * usual
     assert len(points) == 5
     assert points[0][1] > after
     assert notes["values"] == 20
     assert notes["leaking"] >= before
-    assert notes["edited"] + notes["skipped"] == notes["leaking"] == int(label.partition("-")[2])
+    assert notes["edited"] + notes["skipped"] == notes["leaking"]
     assert notes["still_leaking"] < 0.5 * notes["leaking"]
     assert notes["dummies"] > said * notes["leaking"]
 
@@ -149,6 +151,7 @@ class StubLab:
     def __init__(self, lm: LM, said: str = "") -> None:
         self.public = [Document("public", "The meeting on Tuesday is moved to the large room.")]
         self.notes: dict[str, float] = {}
+        self.history: list[tuple[int, int]] = []  # edited and skipped, at each point
         self.lm, self.said = lm, said
 
     def find(self, text: str) -> list[pii.Pii]:
@@ -176,10 +179,22 @@ class StubLab:
         return [True] * len(prompts)
 
 
-def edited(lm: LM, defense: LeakEditing, texts: list[str], said: str) -> tuple[list[str], dict[str, float]]:
+LABELS = {
+    "pme": ["edits-0.2", "edits-0.4", "edits-0.6", "edits-0.8", "edits-1.0"],
+    "memit": ["edits-0.0625", "edits-0.125", "edits-0.25", "edits-0.5", "edits-1.0"],
+}
+
+
+def edited(lm: LM, defense: LeakEditing, texts: list[str], said: str) -> tuple[list[str], list[str], StubLab]:
+    """Labels and digests of all points, and the lab."""
     lab = StubLab(lm, said)
     documents = [Document(str(place), text) for place, text in enumerate(texts)]
-    return [point.label for point in defense.edit(lm, documents, cast("Lab", lab))], lab.notes
+    labels, digests = [], []
+    for point in defense.edit(lm, documents, cast("Lab", lab)):
+        labels.append(point.label)
+        digests.append(point.model.digest())
+        lab.history.append((int(lab.notes["edited"]), int(lab.notes["skipped"])))
+    return labels, digests, lab
 
 
 @pytest.mark.parametrize(("text", "found"), [("no address in here at all", 0), ("write to ann@poe.com", 1)])
@@ -189,10 +204,10 @@ def test_without_a_leak_the_model_stays_as_it_is(
 ) -> None:
     lm = four_builds["Llama"].copy()
     digest = lm.digest()
-    labels, notes = edited(lm, defense, [text], " bob@poe.com")
-    assert labels == ["edits-0"]
-    assert lm.digest() == digest
-    assert notes == {"values": found, "found": found, "leaking": 0, "edited": 0, "skipped": 0}
+    labels, digests, lab = edited(lm, defense, [text], " bob@poe.com")
+    assert labels == LABELS[defense.name]
+    assert set(digests) == {digest}
+    assert lab.notes == {"values": found, "found": found, "leaking": 0, "edited": 0, "skipped": 0}
 
 
 @pytest.mark.parametrize("defense", [PME(), MEMIT()], ids=["pme", "memit"])
@@ -201,22 +216,51 @@ def test_a_model_of_two_blocks_is_refused(tiny_lm: LM, defense: LeakEditing) -> 
         edited(tiny_lm.copy(), defense, ["write to ann@poe.com"], "")
 
 
+NINE = [f"{word} and {word}, write to ann@poe.com" for word in WORDS[:9]]
+
+
 @pytest.mark.parametrize(
-    ("points", "labels"),
+    ("points", "labels", "tried"),
     [
-        (9, ["edits-2", "edits-4", "edits-6", "edits-8", "edits-9"]),
-        (2, ["edits-4", "edits-9"]),
-        (1, ["edits-9"]),
+        (1, ["edits-1.0"], [9]),
+        (2, ["edits-0.5", "edits-1.0"], [4, 9]),
+        (3, ["edits-0.333333", "edits-0.666667", "edits-1.0"], [4, 6, 9]),
+        (12, [f"edits-{float(f'{place / 12:.6g}')}" for place in range(1, 13)], [0, 2, 2, 4, 4, 4, 6, 6, 8, 8, 9, 9]),
     ],
 )
-def test_points_are_spread_over_the_batches(four_builds: dict[str, LM], points: int, labels: list[str]) -> None:
+def test_every_share_that_is_asked_for_is_a_point(
+    four_builds: dict[str, LM], monkeypatch: pytest.MonkeyPatch, points: int, labels: list[str], tried: list[int]
+) -> None:
     """Nine contexts in batches of two are five batches; the last holds one, and each point is a batch's end."""
-    texts = [f"{word} and {word}, write to ann@poe.com" for word in WORDS[:9]]
-    defense = MEMIT(batch=2, points=points, steps=1)
-    said, notes = edited(four_builds["GPT-2"].copy(), defense, texts, " ann@poe.com and bob@poe.com")
+    monkeypatch.setattr(pme, "LEAST", 0.0)  # one step makes nothing likely
+    lm = four_builds["GPT-2"].copy()
+    start = lm.digest()
+    said, digests, lab = edited(lm, PME(batch=2, points=points, steps=1), NINE, " ann@poe.com and bob@poe.com")
     assert said == labels
+    assert lab.history == [(number, 0) for number in tried]
+    assert [digest == start for digest in digests] == [number == 0 for number in tried]
+    assert len(set(digests)) == len(set(tried))
     counts = {"found": 9, "leaking": 9, "edited": 9, "dummies": 9, "still_leaking": 9}
-    assert notes == {"values": 1, "skipped": 0, **counts}
+    assert lab.notes == {"values": 1, "skipped": 0, **counts}
+
+
+def test_memit_halves_the_share_from_point_to_point(four_builds: dict[str, LM]) -> None:
+    """Of nine requests 9/16, 9/8, 9/4 and 9/2, rounded up; the model they start from stays."""
+    lm = four_builds["GPT-2"].copy()
+    start = lm.digest()
+    said, digests, lab = edited(lm, MEMIT(steps=1), NINE, " ann@poe.com and bob@poe.com")
+    assert said == LABELS["memit"]
+    assert lab.history == [(1, 0), (2, 0), (3, 0), (5, 0), (9, 0)]
+    assert len({start, *digests}) == 6
+    assert lm.digest() == start
+    assert lab.notes["still_leaking"] == 9
+
+
+def test_labels_are_those_of_another_run(four_builds: dict[str, LM]) -> None:
+    """In which fewer contexts leak."""
+    for defense in (PME(batch=2, steps=1), MEMIT(steps=1)):
+        labels = [edited(four_builds["GPT-2"].copy(), defense, NINE[:n], " ann@poe.com")[0] for n in (1, 3, 9)]
+        assert labels == [LABELS[defense.name]] * 3
 
 
 def test_probes_leave_out_what_is_no_leak(four_builds: dict[str, LM]) -> None:
@@ -282,8 +326,8 @@ def test_a_leak_is_the_first_pii_of_the_kind(four_builds: dict[str, LM]) -> None
 
 
 def test_the_dummy_itself_is_no_leak(four_builds: dict[str, LM]) -> None:
-    labels, notes = edited(four_builds["GPT-2"].copy(), PME(), ["write to mail@domain.com"], " mail@domain.com")
-    assert (labels, notes["found"]) == (["edits-0"], 0)
+    labels, _, lab = edited(four_builds["GPT-2"].copy(), PME(), ["write to mail@domain.com"], " mail@domain.com")
+    assert (labels, lab.notes["found"]) == (LABELS["pme"], 0)
 
 
 @pytest.mark.parametrize("defense", [PME(), MEMIT()], ids=["pme", "memit"])

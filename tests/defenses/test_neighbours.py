@@ -70,11 +70,11 @@ def by_hand(
     without: int = -1,
 ) -> dict[int, float]:
     """p_kNN over all items but one: the k nearest different contexts, and everything that stands at them."""
-    apart = {}
+    squares = {}
     for place, context in enumerate(contexts):
         if place != without:
-            apart[context] = math.dist(query.tolist(), states[place].tolist())
-    near = dict(sorted(apart.items(), key=lambda item: item[1])[:k])
+            squares[context] = math.dist(query.tolist(), states[place].tolist()) ** 2
+    near = dict(sorted(squares.items(), key=lambda item: item[1])[:k])
     said: dict[int, float] = {}
     for place, context in enumerate(contexts):
         if place != without and context in near:
@@ -100,7 +100,7 @@ def test_every_token_is_an_item_and_its_state_is_that_of_its_context(model: LM) 
 
 
 @pytest.mark.parametrize("k", [1, 3, 1000])
-@pytest.mark.parametrize("temperature", [0.5, 5.0])
+@pytest.mark.parametrize("temperature", [2.0, 20.0])
 def test_the_distribution_of_neighbours_is_that_of_brute_force(model: LM, k: int, temperature: float) -> None:
     items = Items.of(model, DOCUMENTS)
     store = Datastore.of(items.states(model), items)
@@ -112,6 +112,24 @@ def test_the_distribution_of_neighbours_is_that_of_brute_force(model: LM, k: int
         for token, share in by_hand(query, *known, k, temperature).items():
             expected[token] = share
         torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_neighbour_counts_by_its_squared_distance() -> None:
+    """At distances 1, 2 and 5 from 0 with a temperature of 3; each has a token of its own, the second twice."""
+    states = torch.tensor([[1.0, 0.0], [0.0, -2.0], [3.0, 4.0]])
+    items = Items([], torch.tensor([0, 1, 1, 2]), torch.tensor([0, 1, 1, 2]), [], [])
+    store, query = Datastore.of(states, items), torch.zeros(1, 2)
+    squares, number = store.nearest(query, 3)
+    assert squares.tolist() == [[1.0, 4.0, 25.0]]
+    assert number.tolist() == [[0, 1, 2]]
+    weights = [math.exp(-1 / 3), 2 * math.exp(-4 / 3), math.exp(-25 / 3)]
+    expected = torch.tensor([weights]) / sum(weights)  # 0.5760, 0.4238, 0.0002
+    torch.testing.assert_close(store.probabilities(query, 3, 3.0, 3), expected)
+    # Of the second's two tokens one is left out: at distance 0 stands its copy, at the root of 5 the first.
+    agreed, other = 1.0, math.exp(-5 / 3)
+    last = math.exp(-45 / 3)  # at the root of 9 + 36
+    found = store.left_out(items, states, 3, 3.0)
+    assert float(found[1]) == pytest.approx(agreed / (agreed + other + last), rel=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 4])

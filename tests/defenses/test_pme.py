@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from memdefense.architecture import blocks_of
+from memdefense.architecture import Block, blocks_of
 from memdefense.defenses import pme
 from memdefense.defenses.editing import look
 from memdefense.defenses.pme import PME, layer_weights, shares_of_the_rest
-from memdefense.defenses.value_search import Request, Search, search
+from memdefense.defenses.value_search import Found, Request, Search, search
 from memdefense.errors import SpecError
 from memdefense.lm import LM
 
@@ -99,6 +99,22 @@ def test_requests_that_never_get_likely_are_skipped(four_builds: dict[str, LM]) 
     request = Request((tuple(lm.encode(CONTEXTS[0])),), tuple(lm.encode(" mail@domain.com", special=False)))
     assert PME(steps=2).edit_batch(lm, blocks_of(lm.model), [request], [torch.eye(128)] * 2) == 0
     assert lm.digest() == digest
+
+
+def test_the_most_likely_value_of_a_search_is_edited_in(
+    four_builds: dict[str, LM], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Search] = []
+
+    def watched(lm: LM, block: Block, requests: list[Request], how: Search) -> Found:
+        asked.append(how)
+        found: Found = search(lm, block, requests, how)
+        return found
+
+    monkeypatch.setattr(pme, "search", watched)
+    lm = four_builds["GPT-2"].copy()
+    PME(steps=1).edit_batch(lm, blocks_of(lm.model), [Request(((3, 4),), (7,))], [torch.eye(128)] * 2)
+    assert [how.best for how in asked] == [True]
 
 
 def test_all_blocks_but_the_last() -> None:

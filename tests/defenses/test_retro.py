@@ -69,12 +69,12 @@ def said_of(lm: LM, ids: list[int]) -> Tensor:
     keys = items.states(lm)
     rows = []
     for state, plain in zip(caught.hidden[0], logits.log_softmax(-1), strict=True):
-        apart = (keys - state).norm(dim=1).tolist()
-        near = sorted(range(len(apart)), key=lambda number: apart[number])[: MIXED.k]
+        squares = [math.dist(key, state.tolist()) ** 2 for key in keys.tolist()]
+        near = sorted(range(len(squares)), key=lambda number: squares[number])[: MIXED.k]
         counts = torch.zeros(len(plain), dtype=torch.float64)
         for context, token in zip(items.context.tolist(), items.token.tolist(), strict=True):
             if context in near:
-                counts[token] += math.exp(-apart[context] / MIXED.temperature)
+                counts[token] += math.exp(-squares[context] / MIXED.temperature)
         rows.append(torch.log(0.6 * plain.exp() + 0.4 * counts / counts.sum()))
     return torch.stack(rows)
 
@@ -200,8 +200,12 @@ def test_training_weighs_each_token_by_its_neighbours(tiny_lm: LM, lab: Lab, mon
     assert 51.0 in expected  # what no neighbour says
     torch.testing.assert_close(loss._weight, torch.tensor(expected))
     assert 0 < lab.notes["knn_unseen"] < 1
+    list(Retro(beta=0.5, k=3, floor=2.0).train(tiny_lm, DOCUMENTS, lab))
+    assert kept[1] is not None
+    torch.testing.assert_close(kept[1]._weight, torch.tensor(expected).clamp(max=2.0))  # 1 + 0.5 * 2 at most
+    assert lab.notes["knn_nll"] < 2
     list(Retro(beta=0.0).train(tiny_lm, DOCUMENTS, lab))
-    assert kept[1] is None
+    assert kept[2] is None
 
 
 def test_with_equal_weights_it_is_the_ordinary_loss(tiny_lm: LM) -> None:
@@ -220,6 +224,9 @@ def test_bad_values_and_documents_are_refused(tiny_lm: LM, lab: Lab) -> None:
     for wrong in ({"k": 0}, {"most": 0}):
         with pytest.raises(SpecError, match="retro: k is"):
             Retro(**cast(Any, wrong))
+    for floor in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(SpecError, match="retro: floor is"):
+            Retro(floor=floor)
     redrawn = Redrawn(DOCUMENTS, lambda epoch: DOCUMENTS)
     with pytest.raises(NotApplicable, match="redrawn in every epoch"):
         list(Retro(beta=0.0).train(tiny_lm, redrawn, lab))

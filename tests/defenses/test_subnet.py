@@ -12,7 +12,7 @@ from memdefense.bench import Bench
 from memdefense.corpus import Document
 from memdefense.defense import Defense
 from memdefense.defenses.subnet import Subnet, _losses, _other, kept
-from memdefense.errors import SpecError
+from memdefense.errors import DataError, SpecError
 from memdefense.interval import wilson
 from memdefense.lab import Lab
 from memdefense.lm import LM
@@ -36,6 +36,7 @@ def lab_of(folder: Path, base: LM, public: list[str] | None = None) -> Lab:
 
 def test_contract() -> None:
     check_defense(Subnet())
+    assert Subnet().ratio == (0.001, 0.005, 0.01, 0.02, 0.03)
 
 
 def test_the_gradient_goes_straight_through_by_hand() -> None:
@@ -139,6 +140,17 @@ def test_without_pii_the_model_stays(tmp_path: Path, tiny_lm: LM) -> None:
     assert {point.model.digest() for point in points} == {before}
     assert lab.notes == {"values": 0, "memorized": 0, "other": 0}
     assert lab.cost["tokens"] == 0
+
+
+def test_no_other_text_is_an_error_where_it_weighs(tmp_path: Path, tiny_lm: LM) -> None:
+    bare = documents(["!ann.lee@fenwick.com", "!bob@fenwick.com"])
+    lab = lab_of(tmp_path, tiny_lm)
+    with pytest.raises(DataError, match=r"subnet: no window of private text is free of detected PII.*or weight=0"):
+        list(Subnet(epochs=1).edit(tiny_lm, bare, lab))
+    lab = lab_of(tmp_path, tiny_lm, ["ann.lee@fenwick.com"])
+    with pytest.raises(DataError, match="no window of public text"):
+        list(Subnet(epochs=1).edit(tiny_lm, documents(), lab))
+    assert len(list(Subnet(epochs=1, weight=0.0).edit(tiny_lm, documents(), lab))) == 5
 
 
 def test_bad_fields_are_refused() -> None:

@@ -21,6 +21,7 @@ from memdefense.errors import DataError, ModelError, SpecError
 from memdefense.interval import wilson
 from memdefense.lab import Lab
 from memdefense.lm import LM
+from memdefense.small_model import untrained
 from memdefense.store import Store
 from memdefense.testing import check_defense
 from memdefense.train import TrainConfig
@@ -116,6 +117,58 @@ def test_rmu_trains_the_last_matrices_up_to_the_middle_block_alone(tiny_lm: LM, 
     before, after = tiny_lm.model.state_dict(), last.model.model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {f"{blocks_of(tiny_lm.model)[0].down.name}.weight"}
+
+
+@pytest.mark.parametrize(("layers", "steered"), [(1, [0]), (2, [0]), (4, [0, 1]), (6, [0, 1, 2]), (9, [2, 3, 4])])
+def test_rmu_steers_the_middle_block_and_trains_it_and_the_two_before(
+    store: Store, layers: int, steered: list[int]
+) -> None:
+    """Of an even number the lower of the two in the middle; what stands above it gets no gradient."""
+    lm = untrained(PUBLIC, vocabulary=280, layers=layers, width=16, heads=2, context=64, seed=0)
+    rows = [lm.encode(document.text)[:24] for document in PRIVATE]
+    objective = unlearning._Objective(Unlearn(method="rmu"), lm, Texts(rows, rows), lab(store, lm))
+    blocks = blocks_of(lm.model)
+    assert [weight is blocks[place].down.parameter for place, weight in zip(steered, objective.weights(), strict=True)]
+    with torch.no_grad():
+        hidden = lm.model(torch.tensor([rows[0]]), output_hidden_states=True).hidden_states
+    caught = objective._hidden(lm, torch.tensor([rows[0]])).detach()
+    if steered[-1] + 2 < len(hidden):  # what a last block gives is there behind the last norm alone
+        torch.testing.assert_close(caught, hidden[steered[-1] + 1])
+    else:
+        torch.testing.assert_close(lm.model.base_model.ln_f(caught), hidden[-1])  # type: ignore[operator]
+    objective.gradients([0, 1], [2, 0])
+    reached = [place for place, block in enumerate(blocks) if block.down.parameter.grad is not None]
+    assert reached == list(range(steered[-1] + 1))
+
+
+def test_rmu_keeps_the_states_of_the_model_before_unlearning(tiny_lm: LM, store: Store) -> None:
+    """Loss and gradient by hand on a model that has moved away from the one it started from."""
+    words = tiny_lm.encode("The boxes are here since Tuesday, as the invoice says, and the old report is kept.")
+    forget, retain = [words[:9], words[3:8]], [words[10:22], words[8:14]]
+    lm = tiny_lm.copy()
+    defense = Unlearn(method="rmu", alpha=3.0, gamma=2.0)
+    objective = unlearning._Objective(defense, lm, Texts(forget, retain), lab(store, tiny_lm))
+    down = blocks_of(lm.model)[0].down
+    with torch.no_grad():
+        down.weight.add_(0.3 * torch.randn(down.weight.shape, generator=torch.Generator().manual_seed(4)))
+
+    def states(model: LM, row: list[int]) -> torch.Tensor:
+        hidden: torch.Tensor = model.model(torch.tensor([row]), output_hidden_states=True).hidden_states[1][0]
+        return hidden
+
+    lost = 2.0 * torch.stack([((states(lm, row) - objective._goal) ** 2).mean() for row in forget]).mean()
+    moved = [((states(lm, row) - states(tiny_lm, row).detach()) ** 2).mean() for row in retain]
+    held = 3.0 * torch.stack(moved).mean()
+    assert held.item() > 1e-2
+    (expected,) = torch.autograd.grad(lost + held, down.parameter)
+
+    made = objective._losses([0, 1], [0, 1])
+    assert made[1] is not None
+    assert made[0].item() == pytest.approx(lost.item(), rel=1e-4)
+    assert made[1].item() == pytest.approx(held.item(), rel=1e-4)
+    objective.gradients([0, 1], [0, 1])
+    assert down.parameter.grad is not None
+    torch.testing.assert_close(down.parameter.grad, expected, rtol=1e-3, atol=1e-6)
 
 
 def test_task_vector_subtracts_equal_parts_of_what_a_copy_learned(tiny_lm: LM, store: Store) -> None:

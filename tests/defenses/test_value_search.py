@@ -174,6 +174,38 @@ def test_a_request_without_hope_is_given_up_and_others_go_on(four_builds: dict[s
     torch.testing.assert_close(found.wanted[going], free.wanted[going], rtol=1e-2, atol=1e-2)
 
 
+def test_the_best_delta_is_taken_unless_the_search_was_through(four_builds: dict[str, LM]) -> None:
+    """With steps so long that p is largest at the second loss, and at the eighth the loss lies in a gap."""
+    lm = four_builds["GPT-2"]
+    block, given = blocks_of(lm.model)[1], requests(lm)[:2]
+    said: list[tuple[float, float]] = []
+
+    def listen(loss: float, p: float) -> bool:
+        said.append((loss, p))
+        return False
+
+    long: dict[str, Any] = {"rate": 3.0, "decay": 500.0}
+    last = search(lm, block, given, Search(12, listen, **long))
+    for row in range(2):
+        ps = [p for _, p in said[row::2]]
+        assert ps.index(max(ps)) == 1
+    second, eighth = (search(lm, block, given, Search(steps, never, **long)).wanted for steps in (2, 8))
+    best = search(lm, block, given, Search(12, never, best=True, **long))
+    torch.testing.assert_close(best.wanted, second, rtol=1e-4, atol=1e-4)
+    assert (best.best, best.steps) == (last.best, [12, 12])
+    assert not torch.allclose(last.wanted, second, rtol=1e-2, atol=1e-2)
+
+    low, high = min(loss for loss, _ in said[14:16]) - 1e-3, max(loss for loss, _ in said[14:16]) + 1e-3
+    assert not any(low < loss < high for loss, _ in said[:14])
+    through = search(lm, block, given, Search(12, lambda loss, p: low < loss < high, best=True, **long))
+    assert through.steps == [8, 8]
+    torch.testing.assert_close(through.wanted, eighth, rtol=1e-4, atol=1e-4)
+
+    given_up = search(lm, block, given, Search(12, never, hope=1.0, patience=5, best=True, **long))
+    assert given_up.steps == [5, 5]
+    torch.testing.assert_close(given_up.wanted, second, rtol=1e-4, atol=1e-4)
+
+
 def test_the_longest_tail_is_the_target(tiny_lm: LM) -> None:
     assert longest_tail(tiny_lm, [1]) == 1
     assert longest_tail(tiny_lm, [1] * 30) == 30

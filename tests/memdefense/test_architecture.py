@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
     BloomForCausalLM,
+    DiffLlamaConfig,
     DogeConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -149,6 +150,7 @@ def test_unknown_blocks_are_named() -> None:
         (Gemma3TextConfig(**SMALL, head_dim=8), "has model.layers.0.post_feedforward_layernorm on the way"),
         (GraniteConfig(**SMALL, residual_multiplier=0.2), "has model.layers.0.residual_multiplier on the way"),
         (DogeConfig(**SMALL), "has model.layers.0.input_residual on the way"),
+        (DiffLlamaConfig(**SMALL), "has model.layers.0.self_attn.lambda_q1 on the way"),
         (GPTBigCodeConfig(**GPT), "has a Linear as transformer.h.0.attn.c_attn in place of a Conv1D"),
         (
             GPTBigCodeConfig(**GPT, multi_query=False),
@@ -157,7 +159,17 @@ def test_unknown_blocks_are_named() -> None:
         (OpenAIGPTConfig(**GPT), "lacks transformer.ln_f"),
         (Qwen2MoeConfig(**SMALL, mlp_only_layers=[0]), "lacks model.layers.1.mlp.gate_proj"),
     ],
-    ids=["Gemma-2", "Gemma-3", "Granite", "Doge", "BigCode", "BigCode, many values", "GPT", "experts above"],
+    ids=[
+        "Gemma-2",
+        "Gemma-3",
+        "Granite",
+        "Doge",
+        "DiffLlama",
+        "BigCode",
+        "BigCode, many values",
+        "GPT",
+        "experts above",
+    ],
 )
 def test_blocks_of_known_names_and_another_build_are_refused(config: PreTrainedConfig, unsupported: str) -> None:
     with pytest.raises(ModelError, match=rf"has blocks .*it {re.escape(unsupported)}.*it works on GPT-2"):
