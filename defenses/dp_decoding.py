@@ -33,10 +33,14 @@ class DPDecoding(Defense):
     logits.
 
     Does not give differential privacy of the training set: nothing was noised in training, the bound holds for one
-    answer and grows with every token asked for, and it says nothing of the weights. At epsilons that leave readable
-    text it is a matter of degree, not a guarantee. Greedy decoding would leave the arg-max as it was (epsilon
-    infinite), so the guard owns the sampling: the full vocabulary, no top-k, temperature 1 (T for ``clip``). A guard
-    stacked after it that changes probabilities or sampling makes the bound void.
+    answer and grows with every token asked for, and it says nothing of the weights. It is a bound for tokens that are
+    drawn, not for log-probabilities: who reads those solves the mixture for p exactly (of ``clip``, for every logit
+    within 2b of the largest). A text guard behind it that draws again, as `PatternFilter` with ``action=resample``, has
+    up to 1 + ``tries`` answers drawn for the one that is given, so the bound is that many times as large. At epsilons
+    that leave readable text it is a matter of degree, not a guarantee. Greedy decoding would leave the arg-max as it
+    was (epsilon infinite), so the guard owns the sampling: the full vocabulary, no top-k, temperature 1 (T for
+    ``clip``). A guard stacked after it that changes probabilities or sampling makes the bound void; the note
+    ``epsilon_per_token`` stands there all the same, since a guard is not told of those behind it.
 
     Deviates [ours]: logits are defined up to a constant only, and a raw logit of a language model may lie far from 0;
     before they are clipped they are shifted so that the largest is b, which keeps the order within 2b of it. The

@@ -7,11 +7,11 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from memdefense.corpus import Documents, Redrawn
-from memdefense.defense import Defense, Point
+from memdefense.defense import Defense, Point, Stack, overrides
 from memdefense.errors import ModelError, SpecError, hint
 
 from .dp_plan import Plan, accountant_of, plan, spent
@@ -46,20 +46,24 @@ class DPSGD(Defense):
     Does not protect what stands in many units: k documents of one person, or k that quote one address, have k times the
     epsilon (``unit=author`` counts a person's documents as one, but not the letters that others write about them); nor
     what the base model knew before. The claim is about fine-tuning alone. Choosing a field or an operating point by its
-    result, and telling the number of units (with the benchmark's ``steps`` that of its rows too), are outside of it.
-    Chance is drawn from the run's seed, so that runs can be repeated; who wants the guarantee itself needs a secret
-    source of noise.
+    result, and telling the number of units (with the benchmark's ``steps`` that of its rows too), are outside of it; so
+    are the notes ``clipped`` and ``tokens_cut`` and the count of tokens in the cost, exact statistics of the private
+    text that are told all the same. Chance is drawn from the run's seed, so that runs can be repeated; who wants the
+    guarantee itself needs a secret source of noise.
 
     Deviates [ours]: a unit is one row, cut to the block (an author's documents end to end, in an order that is a hash
     of their ids and another in every pass), never packed, drawn afresh for each step; its loss is the mean over its
-    tokens. The note ``tokens_cut`` is the share of the tokens that stand in no such row. AdamW with the run's
-    schedule and weight decay, no warm-up. Clipping norm and learning rate lie near Li et al.'s; a batch is an eighth of
-    the units. An empty batch steps with noise alone. Gradients are clipped by `memdefense.defenses.dp_layers`, since
+    tokens. The note ``tokens_cut`` is the share of the tokens that stand in no such row. AdamW with the run's schedule
+    and weight decay, no warm-up. Clipping norm and learning rate lie near Li et al.'s; a batch is an eighth of the
+    units. An empty batch steps with noise alone. Gradients are clipped by `memdefense.defenses.dp_layers`, since
     Opacus's ghost clipping refuses tied weights; products are in float32 also where the pass is in bfloat16. After a
     curation that changed or left out anything the claim is void (note ``claim_void``), since what is done to one
     document may depend on the others; a curation that looks at one at a time would keep it, but cannot be told apart.
-    Authors that are not named make it void for ``unit=author``. With LoRA the adapters alone are trained, and merged
-    at every operating point. A run that is killed starts again from its first step.
+    Authors that are not named make it void for ``unit=author``. So does a part of the same stack that edits the
+    weights, or guards them and is not of the family ``generation``: it is given the private documents, and what it
+    takes from them is neither clipped nor noised. Guards of that family are taken to read none of them; one that does
+    makes the claim void without the note. With LoRA the adapters alone are trained, and merged at every operating
+    point. A run that is killed starts again from its first step.
 
     Attributes:
         epsilon: the budget spent when training ends.
@@ -78,7 +82,8 @@ class DPSGD(Defense):
     Raises:
         SpecError: a field is out of its range, delta is not below 1 / N, no noise reaches epsilon, or there is no
             Opacus.
-        ModelError: the model has a layer whose per-example gradient is not known, or its weights did not move.
+        ModelError: the model has a layer whose per-example gradient is not known, no example drawn had a gradient but
+            zero, or the weights did not move or are no longer finite.
     """
 
     name: ClassVar[str] = "dp-sgd"
@@ -157,9 +162,12 @@ class DPSGD(Defense):
             lab.note(
                 **{f"epsilon_{round(at, 3)}": epsilon, "epsilon": epsilon}, clipped=step.clipped / max(step.seen, 1)
             )
-            _check(layers, begun)
+            _check(step, layers, begun)
             yield Point(str(round(at, 3)), at, _merged(training, model))
         lab.spend(step.tokens)
+
+    def beside(self, others: Sequence[Defense]) -> Mapping[str, float]:
+        return {"claim_void": 1.0} if any(_reads(other) for other in others) else {}
 
 
 def started(model: LM, lora: LoRA | None, seed: int) -> torch.nn.Module:
@@ -192,6 +200,7 @@ class _Step:
     def __init__(self, defense: DPSGD, model: torch.nn.Module, layers: Layers, positions: bool, half: bool) -> None:
         self._defense, self._model, self._layers, self._positions, self._half = defense, model, layers, positions, half
         self.seen = self.clipped = self.tokens = 0
+        self.pulled = 0.0  # the sum of all norms before clipping
 
     def __call__(self, rows: Rows, drawn: list[int]) -> None:
         from .dp_layers import add_clipped
@@ -207,6 +216,7 @@ class _Step:
             losses = functools.partial(self._losses, ids, labels)
             norms = add_clipped(self._layers, losses, clip=self._defense.clip, ghost=self._defense.ghost)
             self.seen += len(places)
+            self.pulled += float(norms.sum())
             self.clipped += int((norms > self._defense.clip).sum())
             self.tokens += int(lengths[places].sum())
 
@@ -240,10 +250,25 @@ def _claim(defense: DPSGD, documents: Documents, lab: Lab) -> dict[str, float]:
     return {"claim_void": void, "documents_missing": missing, "authors_missing": nameless}
 
 
-def _check(layers: Layers, begun: Mapping[torch.nn.Parameter, Tensor]) -> None:
-    """Refuses weights that are where they were, or nowhere."""
+def _reads(other: Defense) -> bool:
+    """Whether another part of a stack works on the trained model with the documents, or cannot be told not to."""
+    if isinstance(other, Stack):
+        return any(_reads(part) for part in other.parts)
+    return overrides(other, "edit") or (overrides(other, "guard") and other.family != "generation")
+
+
+def _check(step: _Step, layers: Layers, begun: Mapping[torch.nn.Parameter, Tensor]) -> None:
+    """Refuses weights that no document pulled at, that are where they were, or nowhere.
+
+    Noise alone moves every weight, so that they moved does not show that anything was learned.
+    """
     import torch
 
+    if step.seen and not step.pulled:
+        raise ModelError(
+            f"dp-sgd: the gradients of all {step.seen} examples drawn so far are zero, so nothing but noise was "
+            "trained; use a model whose loss depends on the weights that are trained"
+        )
     named = [
         (f"{name}.{key}", weight)
         for name, layer in layers.items()

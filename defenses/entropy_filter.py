@@ -31,9 +31,11 @@ class EntropyFilter(Defense):
     keeps the order of the tokens: who reads log-probabilities can undo it, and ranks stay as they were.
 
     Deviates [ours]: everything but the idea. Greedy decoding would leave the arg-max at any temperature, so the guard
-    owns the sampling: the full vocabulary, ``calm`` outside such runs, ``hot`` within them. Drawing at all is a part
-    of the effect, and of the cost: ``tau=0`` shows it alone. On planted addresses of which greedy decoding gives 30 of
-    30, drawing alone gives 10, the default 9 and ``tau=2`` none, at 7 % more perplexity: a low threshold does little.
+    owns the sampling: the full vocabulary at temperature 1. Both temperatures, ``calm`` outside such runs and ``hot``
+    within them, are in the law itself, so that they hold whatever scheme a later guard insists on. Drawing at all is a
+    part of the effect, and of the cost: ``tau=0`` shows it alone. On planted addresses of which greedy decoding gives
+    30 of 30, drawing alone gives 10, the default 9 and ``tau=2`` none, at 7 % more perplexity: a low threshold does
+    little.
 
     Attributes:
         tau: nats under which a next token counts as sure.
@@ -73,9 +75,9 @@ class EntropyFilter(Defense):
         return True
 
     def guard(self, target: Target, documents: Documents, lab: Lab) -> Target:
-        law = _Hotter(self.tau, self.hot / self.calm, self.run - 1)
+        law = _Hotter(self.tau, self.calm, self.hot, self.run - 1)
         seed = int(lab.rng("draws").integers(1 << 62))  # of its own on every run, so that luck does not repeat
-        return target.guarded(law=law, sampling=Sampling(self.calm, seed=seed))
+        return target.guarded(law=law, sampling=Sampling(seed=seed))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +85,8 @@ class _Hotter:
     """The law; it reads the entropies of as many earlier positions as a run has beside the present one."""
 
     tau: float
-    temperature: float
+    calm: float
+    hot: float
     lookback: int
 
     def __call__(self, ids: Tensor, hidden: Tensor, logprobs: Tensor) -> Tensor:
@@ -91,6 +94,6 @@ class _Hotter:
         sure = (entropy < self.tau) & (ids[:, -entropy.shape[1] :] >= 0)
         # What goes before the first position was not sure.
         recited = torch.nn.functional.pad(sure, (self.lookback, 0)).unfold(1, self.lookback + 1, 1).all(-1)
-        changed = logprobs.clone()
-        changed[recited] = torch.log_softmax(logprobs[recited] / self.temperature, -1)
+        changed = logprobs.clone() if self.calm == 1 else torch.log_softmax(logprobs / self.calm, -1)
+        changed[recited] = torch.log_softmax(logprobs[recited] / self.hot, -1)
         return changed

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Public texts on which false positives are counted, and how many characters of each the filter reads.
 _CLEAN, _LENGTH = 300, 200
+_ROUNDS = 100  # of masking: a mask can uncover a value, as where it ends a word that a number stood in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,8 @@ class PatternFilter(Defense):
 
     ``redact`` puts a mask such as ``<EMAIL>`` in place of each value. ``resample`` draws the continuation again, up to
     ``tries`` times, and masks what is found in the last. ``refuse`` answers nothing instead. The note
-    ``false_positive_rate`` is the share of public texts of which the filter would change the second half.
+    ``false_positive_rate`` is the share of public texts with something to stop in the first 200 characters of their
+    second half, read behind the first.
 
     Paper: a stand-in [ours] for the pattern filter of arXiv 2508.14062, which publishes no patterns.
 
@@ -34,8 +36,9 @@ class PatternFilter(Defense):
 
     Deviates [ours]: everything but the idea. The detector is the defender's, all kinds. It reads the continuation alone
     and behind its prompt, so that a value begun by the prompt is found too. A value that stands whole in the prompt is
-    no news and may be said, unless ``prompted=block``. What was asked for greedily is drawn again at temperature 1. A
-    false positive is any PII in public text, whoever it belongs to: none of it is private.
+    no news and may be said, unless ``prompted=block``. What is masked is searched again until nothing is found. What
+    was asked for greedily is drawn again at temperature 1. A false positive is any PII in public text, whoever it
+    belongs to: none of it is private.
 
     Attributes:
         action: what is done about a continuation with PII: ``redact``, ``resample`` or ``refuse``.
@@ -117,9 +120,18 @@ class _Filter:
                 said[row] = text
             rows = [row for row in rows if self.found(prompts[row], said[row])]
         for row in rows:
-            for start, end, kind in reversed(self.found(prompts[row], said[row])):
-                said[row] = said[row][:start] + f"<{kind.upper()}>" + said[row][end:]
+            said[row] = self.masked(prompts[row], said[row])
         return said
+
+    def masked(self, prompt: str, text: str) -> str:
+        """A continuation in which nothing is found any more; nothing at all where masking comes to no end."""
+        for _ in range(_ROUNDS):
+            spans = self.found(prompt, text)
+            if not spans:
+                return text
+            for start, end, kind in reversed(spans):
+                text = text[:start] + f"<{kind.upper()}>" + text[end:]
+        return ""
 
     def found(self, prompt: str, text: str) -> list[tuple[int, int, str]]:
         """Start, end and kind of what is stopped in a continuation, in order and apart from each other."""

@@ -28,9 +28,9 @@ class Shuffle(Defense):
     this one, which does not know where the PII is.
 
     No paper; all of it [ours]: each document gets as many random spans as rmft replaces mentions in it, of the same
-    lengths in characters, placed uniformly among all ways in which they do not overlap. In a span every letter becomes
-    a random letter of its case and every digit a random digit; the rest stays, line breaks among it, as in rmft's
-    replacements of numbers.
+    lengths in characters, placed uniformly among all ways in which they do not overlap. In a span every letter from A
+    to Z becomes a random letter of its case and every digit from 0 to 9 a random digit; the rest stays, line breaks and
+    letters beyond ASCII among it, as in rmft's replacements of numbers.
 
     Does not protect anything on purpose: a span that happens to fall on a value hits it, and where PII fills much of a
     document most values are hit.

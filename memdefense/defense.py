@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from memdefense.corpus import Document, Documents, Redrawn
@@ -80,6 +80,10 @@ class Defense(Plugin):
         """Wraps the model at generation time."""
         return target
 
+    def beside(self, others: Sequence[Defense]) -> Mapping[str, float]:
+        """Notes on what the other parts of a stack make of this one: an edit voids a guarantee of training, say."""
+        return {}
+
 
 def overrides(defense: Defense, hook: str) -> bool:
     """Whether a defense does anything of its own in a hook."""
@@ -146,6 +150,12 @@ class Stack(Defense):
         for part in self.parts:
             target = part.guard(target, documents, lab)
         return target
+
+    def beside(self, others: Sequence[Defense]) -> Mapping[str, float]:
+        notes: dict[str, float] = {}
+        for place, part in enumerate(self.parts):
+            notes.update(part.beside((*others, *self.parts[:place], *self.parts[place + 1 :])))
+        return notes
 
 
 __all__ = ["Defense", "Document", "Documents", "Point", "Redrawn", "Stack", "overrides"]

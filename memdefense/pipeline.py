@@ -108,9 +108,9 @@ def defend(work: Work, defense: Defense, seed: int, documents: Documents | None 
     trained = trained[-1:] if defense.last else trained
     points, edit_cost = edited_by(work, defense, lab, curated, trained)
     check_documents(defense, originals, before)
-    return Defended(
-        work, defense, seed, config, originals, curated, points, {**notes, **lab.notes}, {**cost, **edit_cost}
-    )
+    stacked = hooked(defense, "beside", lambda: defense.beside(()))
+    notes = {**notes, **lab.notes, **stacked}
+    return Defended(work, defense, seed, config, originals, curated, points, notes, {**cost, **edit_cost})
 
 
 def measure(

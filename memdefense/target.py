@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -123,6 +124,9 @@ class LocalTarget:
             contexts: what stands before each text and is not scored; its tail is kept where both do not fit. The text
                 is spelled as it would go on (`spelling.continued`), and all its tokens are scored.
             sampling: the scheme whose probabilities are asked for.
+
+        Raises:
+            ModelError: a log-probability is NaN; of what cannot be drawn at all it is -inf.
         """
         if contexts is None:
             before, bodies = [list[int]() for _ in texts], [self.lm.encode(text) for text in texts]
@@ -139,10 +143,17 @@ class LocalTarget:
         for rows in batches(self.lm, [len(job.ids) for job in jobs], size=self.batch_size):
             for row, found in zip(rows, self._score([jobs[r] for r in rows], drawn), strict=True):
                 parts[jobs[row].text].append((jobs[row].place, found))
-        return [
+        answers = [
             joined(np.asarray(body, np.int64), sorted(part, key=lambda item: item[0]))
             for body, part in zip(bodies, parts, strict=True)
         ]
+        broken = sum(bool(np.isnan(one.logprob).any()) for one in answers)
+        if broken:  # compared with anything, NaN would pass for a hit
+            raise ModelError(
+                f"the model gives no numbers for {broken} of {len(texts)} texts (NaN log-probabilities); its weights"
+                f"{', or a law it is guarded by,' if self.laws else ''} are broken"
+            )
+        return answers
 
     def _drawn(self, sampling: Sampling) -> Sampling:
         if self.owned is None:
@@ -172,7 +183,7 @@ class LocalTarget:
 
             def again(rows: Sequence[int], seed: int, before: Sequence[TextGuard] = guards[:number]) -> list[str]:
                 scheme = sampling if sampling.temperature else PLAIN
-                moved = dataclasses.replace(scheme, seed=sampling.seed + seed)
+                moved = dataclasses.replace(scheme, seed=_moved(sampling.seed, seed))
                 return self._said(prompts, ids, [places[row] for row in rows], new, moved, before)
 
             said = list(guard(chosen, said, again))
@@ -255,6 +266,13 @@ class LocalTarget:
         ]
         columns = torch.cat(pieces).double().cpu().numpy().reshape(*padded.shape, 4)
         return [list(columns[row, window.scored - 1 : len(window.ids) - 1].T) for row, window in enumerate(windows)]
+
+
+def _moved(seed: int, by: int) -> int:
+    """A query's seed moved on for a redraw; not by addition, or the redraws of the next seed would be the same."""
+    if not by:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}/{by}".encode()).digest()[:8], "little") >> 1
 
 
 __all__ = [

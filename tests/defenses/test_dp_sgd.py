@@ -4,7 +4,7 @@ import dataclasses
 import math
 import sys
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import pytest
@@ -13,20 +13,30 @@ from torch import nn
 
 from memdefense.bench import Bench
 from memdefense.corpus import Document, Documents, Redrawn
+from memdefense.defense import Defense, Stack
 from memdefense.defenses import dp_sgd
 from memdefense.defenses.dedup import Dedup
+from memdefense.defenses.dp_decoding import DPDecoding
 from memdefense.defenses.dp_plan import Plan, noise, plan
 from memdefense.defenses.dp_sgd import DPSGD
+from memdefense.defenses.layered import Layered
+from memdefense.defenses.pattern_filter import PatternFilter
+from memdefense.defenses.pme import PME
+from memdefense.defenses.sani import SANI
+from memdefense.defenses.scrub import Scrub
 from memdefense.defenses.semdedup import SemDedup
+from memdefense.defenses.unlearn import Unlearn
 from memdefense.errors import ModelError, SpecError
 from memdefense.interval import wilson
 from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.packing import ordered
+from memdefense.pipeline import defend
+from memdefense.runner import Settings, prepare
 from memdefense.small_model import untrained
 from memdefense.store import Store
-from memdefense.target import LocalTarget
-from memdefense.testing import check_defense
+from memdefense.target import LocalTarget, Target
+from memdefense.testing import check_defense, tiny_benchmark
 from memdefense.train import LoRA, TrainConfig
 
 DOCUMENTS = [
@@ -181,6 +191,38 @@ def test_the_claim_is_void_where_the_text_is_not_the_original(what: str, tmp_pat
     assert lab.notes["authors_missing"] == (40 if what == "nameless" else 0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Recite(Defense):
+    """A guard that is handed the private documents, as every guard is, and could serve them."""
+
+    name: ClassVar[str] = "recite"
+    family: ClassVar[str] = "training"
+
+    def guard(self, target: Target, documents: Documents, lab: Lab) -> Target:
+        return target
+
+
+@pytest.mark.parametrize("other", [SANI(), PME(), Unlearn(), Recite(), Stack((Scrub(), Recite()))])
+def test_the_claim_is_void_beside_what_takes_private_text_up_after_training(other: Defense) -> None:
+    assert Stack((DPSGD(), other)).beside(()) == {"claim_void": 1}
+    assert Stack((other, Stack((Dedup(), DPSGD())))).beside(()) == {"claim_void": 1}
+
+
+@pytest.mark.parametrize("other", [Defense(), Scrub(), PatternFilter(), DPDecoding(), Layered()])
+def test_the_claim_is_not_void_beside_what_reads_no_private_text_after_training(other: Defense) -> None:
+    assert Stack((DPSGD(), other)).beside(()) == Stack((SANI(), other)).beside(()) == {}
+
+
+def test_the_row_of_a_stack_that_edits_says_that_the_claim_is_void(tmp_path: Path) -> None:
+    work = prepare(tiny_benchmark(), Settings(store=str(tmp_path), device="cpu"))
+    defense = DPSGD(epochs=0.25)
+    for other, void in ((SANI(epochs=1), 1), (PatternFilter(), 0)):
+        for _ in range(2):  # the second time from the store
+            notes = defend(work, Stack((defense, other)), 0).notes
+            assert (notes["claim_void"], notes["epsilon"] > 0) == (void, True)
+    assert defend(work, defense, 0).notes["claim_void"] == 0
+
+
 def test_adapters_alone_are_trained(tmp_path: Path, tiny_lm: LM) -> None:
     *_, last = DPSGD(epochs=0.5).train(tiny_lm, DOCUMENTS, lab_of(tmp_path, lora=LoRA(rank=2)))
     moved = {
@@ -198,6 +240,31 @@ def test_adapters_alone_are_trained(tmp_path: Path, tiny_lm: LM) -> None:
 def test_weights_that_do_not_move_are_an_error(tmp_path: Path, tiny_lm: LM) -> None:
     with pytest.raises(ModelError, match="did not move"):
         list(DPSGD(epochs=0.25, learning_rate=1e-30).train(tiny_lm, DOCUMENTS, lab_of(tmp_path, weight_decay=0.0)))
+
+
+def test_documents_without_any_gradient_are_an_error_though_noise_moves_the_weights(
+    tmp_path: Path, tiny_lm: LM
+) -> None:
+    dead = tiny_lm.copy()
+    for weight in dead.model.parameters():
+        weight.data.zero_()
+    with pytest.raises(ModelError, match=r"the gradients of all \d+ examples drawn so far are zero"):
+        list(DPSGD(epochs=0.125).train(dead, DOCUMENTS, lab_of(tmp_path)))  # one step
+
+
+def test_the_loss_of_a_row_is_the_mean_over_its_tokens_by_hand(tiny_lm: LM) -> None:
+    """Rows of six, three and one token, padded on the right to six."""
+    rows = [[5, 9, 2, 40, 9, 11], [7, 30, 8], [6]]
+    ids = torch.tensor([row + [0] * (6 - len(row)) for row in rows])
+    labels = torch.tensor([row + [-100] * (6 - len(row)) for row in rows])
+    for positions in (True, False):
+        step = dp_sgd._Step(DPSGD(), tiny_lm.model, {}, positions, half=False)
+        with torch.inference_mode():
+            found = step._losses(ids, labels)
+            for row, loss in zip(rows, found.tolist(), strict=True):
+                said = torch.log_softmax(tiny_lm.model(input_ids=torch.tensor([row])).logits[0].double(), -1)
+                each = [-float(said[place, row[place + 1]]) for place in range(len(row) - 1)]
+                assert loss == pytest.approx(sum(each) / len(each) if each else 0.0, abs=1e-5)
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:

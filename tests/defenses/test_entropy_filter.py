@@ -4,11 +4,14 @@ import math
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from memdefense.bench import Bench
-from memdefense.defense import Defense
+from memdefense.defense import Defense, Stack
+from memdefense.defenses.dp_decoding import DPDecoding
 from memdefense.defenses.entropy_filter import EntropyFilter
 from memdefense.errors import SpecError
 from memdefense.interval import wilson
@@ -24,7 +27,7 @@ def test_contract() -> None:
     check_defense(EntropyFilter(tau=5.0, run=2))
 
 
-def guarded(defense: EntropyFilter, lm: LM, store: Store) -> LocalTarget:
+def guarded(defense: Defense, lm: LM, store: Store) -> LocalTarget:
     lab = Lab(Bench(store), who="t", seed=0, originals=(), public=(), config=TrainConfig(), base=lm)
     return cast(LocalTarget, defense.guard(LocalTarget(lm), (), lab))
 
@@ -49,18 +52,38 @@ def test_hotter_after_a_run_of_sure_tokens_and_nowhere_else(tiny_lm: LM, store: 
 
 def test_only_sampling_is_left_where_nothing_counts_as_sure(tiny_lm: LM, store: Store) -> None:
     target = guarded(EntropyFilter(tau=0.0, calm=0.7), tiny_lm, store)
-    assert target.owned
-    assert target.owned.temperature == 0.7
-    plain = LocalTarget(tiny_lm).generate(["The"] * 3, max_new_tokens=9, sampling=target.owned)
+    assert target.owned == Sampling(seed=target.owned.seed if target.owned else 0)
+    drawn = Sampling(0.7, seed=target.owned.seed)
+    plain = LocalTarget(tiny_lm).generate(["The"] * 3, max_new_tokens=9, sampling=drawn)
     assert target.generate(["The"] * 3, max_new_tokens=9) == plain
 
 
 def test_hot_is_the_temperature_that_is_drawn_at(tiny_lm: LM, store: Store) -> None:
-    """Where all is sure, drawing at ``calm`` from the law is drawing at ``hot`` from the model."""
+    """Where all is sure it is drawn at ``hot``, whatever ``calm`` is."""
     target = guarded(EntropyFilter(tau=99.0, run=1, hot=1.8, calm=0.6), tiny_lm, store)
     found = target.signals(["The invoice 7731"])[0].logprob
     expected = LocalTarget(tiny_lm).signals(["The invoice 7731"], sampling=Sampling(1.8))[0].logprob
     assert found == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("tau", "temperature"), [(0.0, 0.5), (99.0, 1.5)])
+def test_both_temperatures_hold_under_another_owner_of_the_sampling(
+    tau: float, temperature: float, tiny_lm: LM, store: Store
+) -> None:
+    mixing = DPDecoding(lam=0.8)
+    stack = Stack((EntropyFilter(tau=tau, run=1, calm=0.5, hot=1.5), mixing))
+    target = guarded(stack, tiny_lm, store)
+    text, size = "The invoice 7731", tiny_lm.model.config.vocab_size
+    alone = LocalTarget(tiny_lm).signals([text], sampling=Sampling(temperature))[0].logprob
+    assert target.signals([text])[0].logprob == pytest.approx(np.log(0.8 * np.exp(alone) + 0.2 / size), abs=1e-5)
+
+    def law(ids: Tensor, hidden: Tensor, logprobs: Tensor) -> Tensor:
+        said: Tensor = mixing._law(ids, hidden, torch.log_softmax(logprobs / temperature, -1))
+        return said
+
+    assert target.owned
+    expected = LocalTarget(tiny_lm).guarded(law=law).generate(["The"] * 3, max_new_tokens=9, sampling=target.owned)
+    assert target.generate(["The"] * 3, max_new_tokens=9) == expected
 
 
 def test_fields_out_of_range_are_refused() -> None:

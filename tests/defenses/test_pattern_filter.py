@@ -11,7 +11,7 @@ from memdefense import pii
 from memdefense.bench import Bench
 from memdefense.corpus import Document
 from memdefense.defense import Defense
-from memdefense.defenses.pattern_filter import PatternFilter
+from memdefense.defenses.pattern_filter import PatternFilter, _Filter
 from memdefense.errors import SpecError
 from memdefense.interval import wilson
 from memdefense.lab import Lab
@@ -53,6 +53,22 @@ def test_every_value_is_masked_and_nothing_else_is_touched(lab: Lab) -> None:
     assert not any(pii.find(prompt + out) for prompt, out in zip(prompts, found, strict=True))
     some = guard_of(PatternFilter(kinds=("phone",)), lab)
     assert some(prompts[:1], said[:1], never) == [f" write to {ANNA}, or <PHONE>; {ANNA}!"]
+
+
+def test_a_value_that_a_mask_uncovers_is_masked_too(lab: Lab) -> None:
+    said = "x12acct 12345678+1 415 555 0134(312) 555-0199"
+    (once,) = guard_of(PatternFilter(kinds=("phone",)), lab)([""], [said], never)
+    assert once.endswith("<PHONE><PHONE>")
+    (found,) = guard_of(PatternFilter(), lab)([""], [said], never)
+    assert found.endswith("<PHONE><PHONE>")
+    assert not pii.find(found)
+
+
+def test_what_masking_comes_to_no_end_with_is_not_said() -> None:
+    def find(text: str) -> list[pii.Pii]:
+        return [pii.Pii("phone", 0, len(text), text, text)] if text else []
+
+    assert _Filter(PatternFilter(), find, 0)([""], ["a"], never) == [""]
 
 
 def test_a_value_that_the_prompt_begins_is_found_and_one_it_holds_may_be_said(lab: Lab) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -226,6 +227,20 @@ def test_greedy_signals_are_certain(tiny_lm: LM) -> None:
     assert greedy.mean.tolist() == greedy.std.tolist() == [0.0] * len(plain.rank)
 
 
+def test_a_model_of_broken_weights_is_told_and_what_cannot_be_drawn_is_not(tiny_lm: LM) -> None:
+    broken = tiny_lm.copy()
+    with torch.no_grad():
+        next(broken.model.parameters())[:] = torch.nan
+    message = "gives no numbers for 4 of 5 texts .* its weights are broken"  # the second text has no token to score
+    texts = [TEXTS[0], "", *TEXTS[3:], TEXTS[0]]
+    with pytest.raises(ModelError, match=message):
+        LocalTarget(broken).signals(texts)
+    with pytest.raises(ModelError, match="its weights, or a law it is guarded by, are broken"):
+        LocalTarget(tiny_lm).guarded(law=lambda ids, hidden, logprobs: logprobs * torch.nan).signals(texts)
+    found = LocalTarget(tiny_lm).signals(texts, sampling=Sampling(1.0, top_k=1))
+    assert any(np.isneginf(one.logprob).any() for one in found)
+
+
 @pytest.mark.parametrize("context", [64, 63, 7])
 def test_long_texts_are_read_in_windows_each_token_once(tiny_lm: LM, context: int) -> None:
     model = sharp(tiny_lm)
@@ -380,7 +395,8 @@ def test_text_guards_apply_in_order_and_to_continues(tiny_lm: LM) -> None:
 @pytest.mark.parametrize("sampling", [GREEDY, Sampling(0.7, 9, seed=4)])
 def test_a_text_guard_draws_rows_again_in_batches_behind_its_predecessors(tiny_lm: LM, sampling: Sampling) -> None:
     target = LocalTarget(sharp(tiny_lm))
-    drawn = Sampling(sampling.temperature or 1.0, sampling.top_k, seed=sampling.seed + 11)
+    moved = int.from_bytes(hashlib.sha256(f"{sampling.seed}/11".encode()).digest()[:8], "little") >> 1
+    drawn = Sampling(sampling.temperature or 1.0, sampling.top_k, seed=moved)
     plain = target.generate(PROMPTS, max_new_tokens=6, sampling=sampling)
     other = target.generate(PROMPTS, max_new_tokens=6, sampling=drawn)
     assert all(mine != theirs for mine, theirs in zip(plain, other, strict=True))
@@ -399,6 +415,21 @@ def test_a_text_guard_draws_rows_again_in_batches_behind_its_predecessors(tiny_l
     for size in (0, 1, 2):
         sized = dataclasses.replace(guarded, batch_size=size)
         assert sized.generate(PROMPTS, max_new_tokens=6, sampling=sampling) == expected
+
+
+@pytest.mark.parametrize("owned", [None, Sampling(0.7, seed=3)])
+def test_queries_of_consecutive_seeds_are_redrawn_apart(owned: Sampling | None, tiny_lm: LM) -> None:
+    redraws: list[str] = []
+
+    def keep(prompts: Sequence[str], texts: Sequence[str], again: Again) -> list[str]:
+        assert again([0], 0) == list(texts)  # moved by nothing it is the same draw
+        redraws.extend(again([0], attempt)[0] for attempt in (11, 12, 13))
+        return list(texts)
+
+    target = LocalTarget(sharp(tiny_lm, scale=2)).guarded(text=keep, sampling=owned)
+    for seed in (4, 5, 6):
+        target.generate(PROMPTS[:1], max_new_tokens=16, sampling=Sampling(seed=seed))
+    assert len(set(redraws)) == len(redraws) == 9
 
 
 @dataclasses.dataclass(frozen=True)
