@@ -26,8 +26,8 @@ class Standing:
     Attributes:
         rank: the best and the worst place it can have: 1 + how many are better, and how many are not worse.
         versus: by other arm, ``difference`` of AURC in percent with ``low`` and ``high``, ``p`` over persons, ``run_p``
-            over runs (0 of one run), ``holm``, the larger of the two adjusted for all pairs, and ``seeds``, how many
-            runs both were measured on.
+            over runs (of one run 0, or 1 beside arms of several), ``holm``, the larger of the two adjusted for all
+            pairs, and ``seeds``, how many runs both were measured on.
     """
 
     rank: tuple[int, int]
@@ -56,7 +56,9 @@ def compared(
     persons = sign_flips(np.stack(differences), flips=flips).tolist() if pairs else []
     gains = [ours.gain(theirs, tau_max) for ours, theirs in pairs.values()]
     seeds = [ours.runs for ours, _ in pairs.values()]
-    runs = [_run_chance(gain, count) for gain, count in zip(gains, seeds, strict=True)]
+    most = max(seeds, default=1)
+    # Beside arms of several runs, of a single one it is not known what another would give.
+    runs = [_run_chance(gain, n) if n > 1 or most == 1 else 1.0 for gain, n in zip(gains, seeds, strict=True)]
     adjusted = holm(list(map(max, persons, runs)))
     versus: dict[str, dict[str, dict[str, float]]] = {name: {} for name in names}
     above: set[tuple[str, str]] = set()
@@ -79,7 +81,7 @@ def better(versus: Mapping[str, float]) -> bool:
 
 
 def _run_chance(difference: Estimated, seeds: int) -> float:
-    """The two-sided p of no difference, by Student's t over runs; 0 where there is one run and no such noise."""
+    """The two-sided p of no difference, by Student's t over runs; 0 of one run, whose numbers are of it alone."""
     half = difference.run_limits[1] - difference.value
     if seeds < 2 or math.isnan(half):
         return 0.0

@@ -231,5 +231,10 @@ def test_arms_of_a_run_are_ranked_with_ties_shown() -> None:
     assert (theirs["none"]["seeds"], theirs["one"]["seeds"]) == (2, 1)
     assert theirs["none"]["difference"] == pytest.approx(versus["none"]["difference"])
     assert theirs["one"]["difference"] == pytest.approx(0.0)
+    # What one run shows is no order among arms of several.
+    one = cast(Mapping[str, Any], more["one"]["versus"])
+    assert one["none"]["run_p"] == one["none"]["holm"] == 1.0
+    alone = entries_of({"none": Arm(NONE[:2], NONE[:2]), "arm": Arm(ARM[:2], NONE[:2])})
+    assert cast(Mapping[str, Any], alone["arm"]["versus"])["none"]["run_p"] == 0.0
     few = [measured(seed, "1.0", 0, 0.5, events=3) for seed in (0, 1)]
     assert "rank" not in entries_of({"none": Arm(few, few)})["none"]
