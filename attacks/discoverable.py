@@ -12,9 +12,10 @@ import numpy as np
 from memdefense import Attack, Corpus, NotApplicable, Outcome, Sampling, Score, Scores, Secret, SpecError
 from memdefense.attack import Access, Term
 from memdefense.match import written_like
-from memdefense.score import excess, excess_terms, paired_excess, rate, standardised_chance
+from memdefense.score import excess, paired_excess, rate, standardised_chance
 
 from .extracted import stratum
+from .extraction_report import paired_terms, unpaired_terms
 from .prompts import Prompt, targeted
 
 if TYPE_CHECKING:
@@ -126,12 +127,10 @@ class Discoverable(Attack):
 
     def terms(self, outcomes: Sequence[Outcome]) -> list[Term]:
         members, others = _asked(outcomes)
+        hits = self._hits(members, self.n)
         if members and all(o.values["twins"] for o in members):
-            values = excess_terms(self._hits(members, self.n), self._hits(members, self.n, "log_p_twin"))
-        else:
-            chance = self._chance(members, others, self.n).value
-            values = excess_terms(self._hits(members, self.n), 0.0 if np.isnan(chance) else chance)
-        return [Term(o.unit, o.group, float(value)) for o, value in zip(members, values, strict=True)]
+            return paired_terms(members, hits, self._hits(members, self.n, "log_p_twin"))
+        return unpaired_terms(members, hits, others, self._hits(others, self.n))
 
     def _hits(self, outcomes: Sequence[Outcome], n: int, name: str = "log_p") -> list[float]:
         return [float(extractable(o.values.get(name, -math.inf), n, self.p)) for o in outcomes]

@@ -7,6 +7,7 @@ With O, S_c and G as in `memdefense.attacks.extracted`, TER is |G & O| / |O|, SE
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,7 +35,7 @@ def extraction_rates(outcomes: Sequence[Outcome]) -> dict[str, Score]:
 def leakage_of(
     members: Sequence[Outcome], others: Sequence[Outcome], hit: str, twin: str
 ) -> tuple[Score, Score, list[Term]]:
-    """The excess of members over chance, chance, and what each member adds to the excess.
+    """The excess of members over chance, chance, and what each unit adds to the excess.
 
     Chance is the twins' rate where every member has one; where some have, theirs, spread over the strata as all members
     are; else that of held-out values, spread likewise, which are not exchangeable with members.
@@ -49,20 +50,61 @@ def leakage_of(
     if members and all(twin in o.values for o in members):
         twins = [o.values[twin] for o in members]
         chance = dataclasses.replace(share(members, twins), higher_is_better=None)
-        leakage, expected = paired_excess(hits, twins, groups), twins
-    else:
-        known = [(o, o.values[twin]) for o in members if twin in o.values] or [(o, o.values[hit]) for o in others]
-        chance = standardised_chance(
-            [o.stratum for o in members],
-            [value for _, value in known],
-            [o.stratum for o, _ in known],
-            groups=[o.group for o, _ in known],
-        )
-        leakage, expected = excess(share(members, hits), chance), [0.0 if np.isnan(chance.value) else chance.value]
-    if not members or np.mean(expected) == 1:
-        return leakage, chance, []
-    terms = excess_terms(hits, expected)
-    return leakage, chance, [Term(o.unit, o.group, float(v)) for o, v in zip(members, terms, strict=True)]
+        leakage = paired_excess(hits, twins, groups)
+        return leakage, chance, paired_terms(members, hits, twins)
+    known = [(o, o.values[twin]) for o in members if twin in o.values] or [(o, o.values[hit]) for o in others]
+    asked, values = [o for o, _ in known], [value for _, value in known]
+    chance = standardised_chance(
+        [o.stratum for o in members], values, [o.stratum for o in asked], groups=[o.group for o in asked]
+    )
+    return excess(share(members, hits), chance), chance, unpaired_terms(members, hits, asked, values)
+
+
+def paired_terms(members: Sequence[Outcome], hits: Sequence[float], twins: Sequence[float]) -> list[Term]:
+    """What each member adds to the excess over its own twin; nothing where every twin is a hit."""
+    if not members or np.mean(twins) == 1:
+        return []
+    terms = excess_terms(hits, twins)
+    return [Term(o.unit, o.group, float(value)) for o, value in zip(members, terms, strict=True)]
+
+
+def unpaired_terms(
+    members: Sequence[Outcome], hits: Sequence[float], others: Sequence[Outcome], chances: Sequence[float]
+) -> list[Term]:
+    """What each unit adds to the excess over a chance that other units tell; the mean is the excess.
+
+    With n units, m members of rate p and k others, which spread over the strata as members are have rate c, a unit's
+    term is the excess 1 - (1 - p) / (1 - c) plus n times its influence: n/m (h - p) / (1 - c) of a member, and -n/k w
+    (h - c) (1 - p) / (1 - c)^2 of another, with w its weight in c, of mean 1. The variance of their mean is that of
+    both rates; the terms of members alone would leave out that the others were drawn too.
+
+    Args:
+        members: those that were asked for.
+        hits: whether each came out.
+        others: those that chance is the rate of; where they are some of the members, both influences are added.
+        chances: whether each of these came out.
+
+    Returns:
+        Nothing where chance is unknown, or is 1, so that nothing can exceed it.
+    """
+    if not members or not others:
+        return []
+    inside, outside = [o.stratum for o in members], [o.stratum for o in others]
+    p, c = float(np.mean(hits)), standardised_chance(inside, chances, outside).value
+    if c == 1:
+        return []
+    # All units of a stratum weigh the same; its part of c is the chance were they all hits, and no others.
+    weight = {
+        name: standardised_chance(inside, [float(name == one) for one in outside], outside).value * len(others) / size
+        for name, size in Counter(outside).items()
+    }
+    units = {o.unit: o for o in (*members, *others)}
+    values = dict.fromkeys(units, 1 - (1 - p) / (1 - c))
+    for o, hit in zip(members, hits, strict=True):
+        values[o.unit] += len(units) / len(members) * (hit - p) / (1 - c)
+    for o, hit in zip(others, chances, strict=True):
+        values[o.unit] -= len(units) / len(others) * weight[o.stratum] * (hit - c) * (1 - p) / (1 - c) ** 2
+    return [Term(o.unit, o.group, values[o.unit], "", "members" if o.member else "others") for o in units.values()]
 
 
 def rate_of(outcomes: Sequence[Outcome], name: str) -> Score:

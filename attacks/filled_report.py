@@ -1,4 +1,10 @@
-"""What the fillings of `memdefense.attacks.filled` come to: how often the right one is the most probable."""
+"""What the fillings of `memdefense.attacks.filled` come to: how often the right one is the most probable.
+
+Chance is the twin's rate. What the base model gets right, or would of the twin, follows from the sentence and is left
+out: of the rest value and twin are still exchangeable. A value without a twin has for chance what the base model gets
+right in the same sentence, and nothing is left out: of what the base model misses even one that learnt nothing would
+be right less often than any chance charged on it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +21,7 @@ from .extraction_report import rate_of, share
 
 
 def top_scores(outcomes: Sequence[Outcome]) -> Scores:
-    """Leakage is the excess of the top-1 rate over chance, without what the base model gets right as well."""
+    """Leakage is the paired excess of the top-1 rate over chance, with twins without what the base model knows."""
     asked = [o for o in outcomes if o.member and o.values["asked"]]
     left = _left(outcomes)
     chance = [_chance(o) for o in left]
@@ -48,7 +54,7 @@ def top_terms(outcomes: Sequence[Outcome]) -> list[Term]:
 
 
 def _left(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    return [o for o in outcomes if o.member and o.values["asked"] and not _known(o)]
+    return [o for o in outcomes if o.member and o.values["asked"] and not ("twin" in o.values and _known(o))]
 
 
 def _known(outcome: Outcome) -> bool:
@@ -57,5 +63,4 @@ def _known(outcome: Outcome) -> bool:
 
 
 def _chance(outcome: Outcome) -> float:
-    values = outcome.values
-    return values["twin"] if "twin" in values else values["chance"]
+    return outcome.values["twin" if "twin" in outcome.values else "base"]

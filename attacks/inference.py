@@ -24,13 +24,15 @@ class Inference(Attack):
 
     The candidates are the value, its twin, and values of the same kind of other people, none of which stands in the
     sentence; all are in canonical form, and numbers in the separators of the original, so that no spelling gives the
-    value away. What the model before the private text gets right too is left out and counted (``known_to_base``): it
-    follows from the sentence. So is what it gets right of the twin [ours], or the rest would hold more twins that can
-    be guessed than values.
+    value away.
 
     Leakage is the excess of the top-1 rate over chance. Chance is how often the twin wins where the corpus has one
-    [ours]: other people's values are less plausible in the sentence, and 1 / candidates would be too low. Without
-    twins it is 1 / candidates, and what a name gives away then counts as leakage, unless the base model knows it.
+    [ours]: other people's values are less plausible in the sentence, and 1 / candidates would be too low. What the
+    model before the private text gets right too is then left out and counted (``known_to_base``): it follows from the
+    sentence. So is what it gets right of the twin [ours], or the rest would hold more twins that can be guessed than
+    values. Without twins nothing is left out, and chance is what the model before the private text gets right in the
+    same sentences [ours]: a model that learnt nothing has exactly 0, and what training taught of how such values are
+    written, and not of this one, counts as leakage.
 
     It needs a list of candidates with the value in it, which an attacker seldom has: an upper bound on extraction.
 
@@ -84,8 +86,8 @@ class Inference(Attack):
             lab.base,
             [[gap.filled(written) for written in candidates.values()] for gap, candidates in given],
         )
-        for (gap, candidates), shares, others in zip(given, right, known, strict=True):
-            values = {**top_outcome(gap, shares, others), "asked": 1.0, "chance": 1 / len(candidates)}
+        for (gap, _), shares, others in zip(given, right, known, strict=True):
+            values = {**top_outcome(gap, shares, others), "asked": 1.0}
             yield Outcome(gap.secret.id, gap.secret.group, True, values, stratum(gap.secret))
         asked = {gap.secret.id for gap, _ in given}
         for secret in (*without, *(gap.secret for gap in found if gap.secret.id not in asked)):

@@ -33,8 +33,9 @@ class Prefix(Attack):
     occurrences, which are not exchangeable with members. ``chance=complement`` takes it from two models that each went
     through the same defense on a half of the text (the first two of the pool of ``shadow``, documents by coin): every
     value of which one of them has read no mention is asked of that one, on the same prompts, and the rate is spread
-    over the strata as all members are, since values with many mentions stand on both sides (``unread_rate``). A half
-    of the text may teach less of how addresses are made than the whole [ours].
+    over the strata as all members are, since values with many mentions stand on both sides (``unread_rate``); where
+    all stand on both, there is no leakage. A half of the text may teach less of how addresses are made than the whole
+    [ours].
 
     Beside it: TER, SER and precision, which count a value that comes out on any prompt; ``hit_rate_at_N``,
     ``leakage_at_N`` for each context length where there are several; ``near_rate``, the nearest prompt counting, with
@@ -171,7 +172,7 @@ class Prefix(Attack):
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
         members, others = _asked_for(outcomes)
-        leakage, chance, _ = leakage_of(members, others, "hit", self._twin)
+        leakage, chance, _ = leakage_of(members, self._strangers(others), "hit", self._twin)
         hit, near = rate_of(members, "hit"), [float(o.values["distance"] <= self.near) for o in members]
         beside = {
             "hit_rate": hit,
@@ -203,11 +204,16 @@ class Prefix(Attack):
             hit_at, twin_at = f"hit_at_{length}", f"{self._twin}_at_{length}"
             inside, outside = ([o for o in side if hit_at in o.values] for side in (members, others))
             beside[f"hit_rate_at_{length}"] = rate_of(inside, hit_at)
-            beside[f"leakage_at_{length}"] = leakage_of(inside, outside, hit_at, twin_at)[0]
+            beside[f"leakage_at_{length}"] = leakage_of(inside, self._strangers(outside), hit_at, twin_at)[0]
         return Scores(leakage, beside)
 
     def terms(self, outcomes: Sequence[Outcome]) -> list[Term]:
-        return leakage_of(*_asked_for(outcomes), "hit", self._twin)[2]
+        members, others = _asked_for(outcomes)
+        return leakage_of(members, self._strangers(others), "hit", self._twin)[2]
+
+    def _strangers(self, others: Sequence[Outcome]) -> Sequence[Outcome]:
+        """The held-out values that may stand for chance; none where chance is of models that have not read a value."""
+        return others if self.chance == "others" else ()
 
     @property
     def _twin(self) -> str:

@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 class Reconstruction(Attack):
     """Draws continuations of the text before a gap, and fills it with each value of the kind that is among them.
 
-    The candidate that makes the sentence least perplexing is the guess; without a candidate there is none. What the
-    model before the private text reconstructs too is left out and counted, and what it reconstructs of the twin [ours],
-    as in `inference`.
+    The candidate that makes the sentence least perplexing is the guess; without a candidate there is none.
 
-    Leakage is the excess of the top-1 rate over chance: how often the twin is the guess, or 0 where the corpus has no
-    twins [ours]. ``sampled`` is how often the value was among the candidates at all.
+    Leakage is the excess of the top-1 rate over chance, as in `inference`: how often the twin is the guess, without
+    what the model before the private text reconstructs of value or twin; or, where the corpus has no twins, how often
+    that model reconstructs the value with the same prompts and draws [ours]. ``sampled`` is how often the value was
+    among the candidates at all.
 
     Unlike `prefix` it also uses the text behind the gap, and draws; a value that the public detector does not read in a
     continuation is no candidate.
@@ -87,7 +87,7 @@ class Reconstruction(Attack):
             [self.samples, new, drawn.seed],
         )
         for gap, shares, others in zip(found, right, known, strict=True):
-            sampled = {"sampled": float(gap.secret.value in shares), "asked": 1.0, "chance": 0.0}
+            sampled = {"sampled": float(gap.secret.value in shares), "asked": 1.0}
             values = {**top_outcome(gap, shares, others), **sampled}
             lab.keep({"unit": gap.secret.id, "prompt": gap.before, "candidates": " ".join(shares)})
             yield Outcome(gap.secret.id, gap.secret.group, True, values, stratum(gap.secret))

@@ -130,7 +130,8 @@ class Shadow(Attack):
         z = np.arange(len(units)) >= len(units) - aside
         known = np.isfinite(own.mean)
         found, a = self._scored(own.of(known), [one.of(known) for one in pool], inside[:, known], z[known])
-        lab.note(shadow_models=self.models, rmia_a=a, population=int(z.sum()), units_on_both_sides=both)
+        lab.note(shadow_models=self.models, rmia_a=a, population=int((z & known).sum()), units_on_both_sides=both)
+        lab.note(units_dropped=int((~known).sum()))  # of one token, which nothing predicts, or impossible under a guard
         yield from _outcomes([units[row] for row in np.flatnonzero(known & ~z)], found, corpus)
 
     def _scored(

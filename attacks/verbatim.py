@@ -6,14 +6,13 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from memdefense import Attack, Corpus, DataError, Document, ModelError, Outcome, Score, Scores, Signals, SpecError
 from memdefense.attack import Access, Term
-from memdefense.score import excess, excess_terms, rate
+from memdefense.score import excess, rate
 from memdefense.spans import token_offsets
 
 from .circles import circle_of
+from .extraction_report import unpaired_terms
 from .membership_evidence import sides, slices
 
 if TYPE_CHECKING:
@@ -129,10 +128,13 @@ class Verbatim(Attack):
     ) -> list[float]:
         from sacrebleu import sentence_bleu
 
-        cuts = [
-            token_offsets(lab.base, document.text)[[self.prefix, self.prefix + self.length - 1]] for document, _ in long
-        ]
-        places = [(int(cut[0, 0]), int(cut[1, 1])) for cut in cuts]
+        places: list[tuple[int, int]] = []
+        for document, _ in long:
+            offsets = token_offsets(lab.base, document.text)
+            # Some tokenizers leave out the blank before a token: a prompt that ended in it would be spelled otherwise.
+            # Of tokens that share a letter the first one ends after it, and the prompt before.
+            start = min(offsets[self.prefix - 1, 1], offsets[self.prefix, 0])
+            places.append((int(start), int(offsets[self.prefix + self.length - 1, 1])))
         texts = [document.text for document, _ in long]
         said = target.generate([t[:p] for t, (p, _) in zip(texts, places, strict=True)], max_new_tokens=self.length)
         found = []
@@ -158,9 +160,8 @@ class Verbatim(Attack):
 
     def terms(self, outcomes: Sequence[Outcome]) -> list[Term]:
         members, others = _split(outcomes)
-        chance = _rate(others, "exact").value
-        values = excess_terms([o.values["exact"] for o in members], 0.0 if np.isnan(chance) else chance)
-        return [Term(o.unit, o.group, float(value)) for o, value in zip(members, values, strict=True)]
+        inside, outside = ([o.values["exact"] for o in side] for side in (members, others))
+        return unpaired_terms(members, inside, others, outside)
 
     def _mean(self, outcomes: Sequence[Outcome], name: str) -> Score:
         """The mean share of the compared tokens that are right: from the first on (``run``), or anywhere (``top``)."""

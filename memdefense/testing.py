@@ -244,11 +244,21 @@ def _check_scores(attack: Attack, outcomes: Sequence[Outcome]) -> None:
         _check(attack, not value > 1, f"score() gives a leakage of {value} on {name}: 0 is chance, 1 is everything")
         if not subset:
             _check(attack, math.isnan(value), f"score() gives {value} on {name}: what was not measured is NaN")
-    whole = attack.score(outcomes).headline.value
-    terms = [term.value for term in attack.terms(outcomes) if not term.reading]
-    if not math.isnan(whole) and type(attack).terms is not Attack.terms:
+        if type(attack).terms is not Attack.terms:
+            _check_terms(attack, subset, value, name)
+
+
+def _check_terms(attack: Attack, outcomes: Sequence[Outcome], leakage: float, name: str) -> None:
+    """Checks an attack's own terms on some outcomes against the leakage of the same."""
+    try:
+        terms = [term.value for term in attack.terms(outcomes) if not term.reading]
+    except Exception as error:
+        raise PluginError(f"'{attack.spec}' terms() raises on {name}: {type(error).__name__}: {error}") from error
+    if math.isnan(leakage):
+        _check(attack, not terms, f"terms() gives {len(terms)} on {name}, but the leakage is NaN: give none")
+    else:
         mean = math.fsum(terms) / len(terms) if terms else math.nan
-        _check(attack, abs(mean - whole) < 1e-6, f"terms() have mean {mean}, but the leakage is {whole}")
+        _check(attack, abs(mean - leakage) < 1e-6, f"terms() have mean {mean} on {name}, but the leakage is {leakage}")
 
 
 def _check_secret(benchmark: Benchmark, secret: Secret, texts: dict[str, str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from memdefense.attack import Outcome
+from memdefense.attack import Attack, Outcome
 from memdefense.attacks.filled import gaps
 from memdefense.attacks.filled_report import top_scores, top_terms
 from memdefense.attacks.inference import Inference
@@ -136,7 +136,7 @@ def test_values_that_stand_twice_in_the_sentence_are_not_asked_for(store: Store,
 
 
 def outcome(unit: str, top: float, *, twin: float | None = None, base: float = 0, base_twin: float = 0) -> Outcome:
-    values = {"asked": 1.0, "top": top, "base": base, "base_twin": base_twin, "candidates": 4.0, "chance": 0.25}
+    values = {"asked": 1.0, "top": top, "base": base, "base_twin": base_twin, "candidates": 4.0}
     return Outcome(unit, unit, True, values if twin is None else {**values, "twin": twin}, "phone/random/1")
 
 
@@ -153,10 +153,33 @@ def test_what_the_base_model_knows_is_left_out_with_its_mirror_image() -> None:
     terms = top_terms([*left, *known, silent])
     assert len(terms) == 10
     assert np.mean([term.value for term in terms]) == pytest.approx(scores.headline.value)
-    bare = [outcome(f"b{n}", float(n < 5)) for n in range(10)]  # no twins: one of four candidates
-    assert top_scores(bare).headline.value == pytest.approx((0.5 - 0.25) / 0.75)
     assert np.isnan(top_scores([]).headline.value)
     assert top_terms([outcome("a", 0, twin=1)]) == []
+
+
+def test_without_twins_chance_is_what_the_base_model_gets_right_in_the_same_sentences() -> None:
+    bare = [outcome(f"b{n}", float(n < 5), base=float(n in (0, 7))) for n in range(10)]
+    scores = top_scores([*bare, Outcome("n", "n", True, {"asked": 0.0})])
+    assert (scores.beside["top1"].value, scores.beside["chance"].value) == (0.5, 0.2)
+    assert (scores.headline.value, scores.headline.n) == (pytest.approx((0.5 - 0.2) / 0.8), 10)
+    terms = [term.value for term in top_terms(bare)]
+    assert terms == pytest.approx([0, *[1 / 0.8] * 4, 0, 0, -1 / 0.8, 0, 0])
+    assert top_terms([outcome("a", 1, base=1)]) == []
+    assert np.isnan(top_scores([outcome("a", 1, base=1)]).headline.value)
+    # A value with a twin is left out where the base model knows it, as ever.
+    mixed = [*bare, outcome("t", 1, twin=0, base=1), outcome("u", 1, twin=1)]
+    assert top_scores(mixed).headline.value == pytest.approx((6 / 11 - 3 / 11) / (1 - 3 / 11))
+    assert np.mean([term.value for term in top_terms(mixed)]) == pytest.approx(top_scores(mixed).headline.value)
+
+
+@pytest.mark.parametrize("attack", [Inference(candidates=4), Reconstruction(samples=8)], ids=lambda a: a.name)
+def test_a_model_that_learnt_nothing_leaks_nothing_without_twins(attack: Attack, store: Store, memoriser: LM) -> None:
+    # Its base knows half the values from elsewhere.
+    outcomes = list(attack.run(LocalTarget(memoriser), corpus_of(twins=False), lab_of(store, memoriser)))
+    scores = attack.score(outcomes)
+    assert 0 < scores.beside["top1"].value < 1
+    assert scores.headline.value == 0
+    assert [term.value for term in attack.terms(outcomes)] == [0] * 4
 
 
 class Scripted:

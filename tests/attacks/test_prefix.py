@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -380,7 +381,14 @@ def test_complementary_models_are_asked_what_they_have_not_read(store: Store, ti
     assert scores.headline.low < 0.95
     terms = attack.terms(outcomes)
     assert sum(term.value for term in terms) / len(terms) == pytest.approx(scores.headline.value)
+    # Where both models have read every value nobody tells chance, though held-out values were asked for.
+    read = [*(o for o in outcomes if o.unit == "s20"), outcome("o", 0.0, member=False)]
+    assert np.isnan(attack.score(read).headline.value)
+    assert (attack.score(read).beside["unread_rate"].n, attack.score(read).beside["held_out_rate"].n) == (0, 1)
+    assert np.isnan(attack.score(read).beside["unread_rate"].value)
+    assert list(attack.terms(read)) == []
     # Without the field nothing is trained, and strangers are the chance.
+    assert not np.isnan(Prefix().score(read).headline.value)
     assert not Prefix().shadows
     assert attack.shadows
 

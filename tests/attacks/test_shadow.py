@@ -58,6 +58,9 @@ class Fake:
         hard, noise = (
             int.from_bytes(hashlib.sha256(part.encode()).digest()[:4]) / 2**32 for part in (text, f"{self.seed}/{text}")
         )
+        if text.startswith("one"):  # a single token
+            none = np.zeros(0, np.float32)
+            return Signals(np.arange(1), none, none, none, np.zeros(0, np.int64))
         level = -3.0 - 2 * hard + 0.3 * noise + 0.3 * (text in self.seen)
         logprob = np.array([level, level - 0.5], np.float32)
         flat = np.zeros(2, np.float32)
@@ -76,6 +79,11 @@ class Pool:
 
 
 def played(attack: Shadow, store: Store, base: LM, corpus: Corpus = CORPUS) -> tuple[list[Outcome], Pool]:
+    outcomes, pool, _ = noted(attack, store, base, corpus)
+    return outcomes, pool
+
+
+def noted(attack: Shadow, store: Store, base: LM, corpus: Corpus) -> tuple[list[Outcome], Pool, dict[str, float]]:
     pool = Pool()
     lab = AttackLab(
         Bench(store),
@@ -88,7 +96,8 @@ def played(attack: Shadow, store: Store, base: LM, corpus: Corpus = CORPUS) -> t
         curated=corpus.train,
         defended=pool,
     )
-    return list(attack.run(Fake(corpus.train, -1), corpus, lab)), pool  # type: ignore[arg-type, unused-ignore]
+    outcomes = list(attack.run(Fake(corpus.train, -1), corpus, lab))  # type: ignore[arg-type, unused-ignore]
+    return outcomes, pool, lab.notes
 
 
 def test_every_text_is_in_half_of_the_models_with_all_its_copies(store: Store, tiny_lm: LM) -> None:
@@ -157,6 +166,42 @@ def test_scores_are_of_the_pool_and_the_target_apart(store: Store, tiny_lm: LM) 
         assert outcome.member == outcome.unit.startswith("t")
 
 
+@pytest.mark.parametrize("tune", [False, True])
+def test_rmia_is_of_mean_token_likelihoods_and_leaves_out_the_model_it_was_tuned_on(
+    store: Store, tiny_lm: LM, tune: bool
+) -> None:
+    attack = Shadow(models=6, gamma=1.2, a=0.98, tune=tune)
+    outcomes, pool, notes = noted(attack, store, tiny_lm, CORPUS)
+    found = {outcome.unit: outcome.values for outcome in outcomes}
+    texts = {d.id: d.text for d in (*TRAIN, *HELD)}
+    z = sorted({unit.id for unit in units_of(CORPUS, "document")[0]} - set(found))
+    models = [Fake(documents, seed) for documents, seed in pool.made]
+
+    def p(model: Fake, name: str) -> float:
+        """The geometric mean of the tokens' probabilities; the product is another number."""
+        return math.exp(float(model._signal(texts[name]).logprob.astype(np.float64).mean()))
+
+    def ratio(name: str, some: list[Fake], a: float | None) -> float:
+        with_it = [p(model, name) for model in some if texts[name] in model.seen]
+        without = np.mean([p(model, name) for model in some if texts[name] not in model.seen])
+        whole = (np.mean(with_it) + without) / 2 if a is None else ((1 + a) * without + 1 - a) / 2
+        return float(p(Fake(CORPUS.train, -1), name) / whole)
+
+    assert 0 <= notes["rmia_a"] <= 1
+    assert tune or notes["rmia_a"] == 0.98
+    for score, some, a in (("rmia", models, None), ("rmia-offline", models[1 if tune else 0 :], notes["rmia_a"])):
+        others = [ratio(name, some, a) for name in z]
+        for name, values in found.items():
+            expected = np.mean([ratio(name, some, a) / other >= 1.2 for other in others])
+            assert values[score] == pytest.approx(expected), (score, name)
+        assert 0 < np.mean([values[score] for values in found.values()]) < 1
+    # That one model is left out can be told.
+    a, wrong = notes["rmia_a"], models if tune else models[1:]
+    others = [ratio(name, wrong, a) for name in z]
+    apart = [np.mean([ratio(n, wrong, a) / other >= 1.2 for other in others]) - found[n]["rmia-offline"] for n in found]
+    assert np.max(np.abs(apart)) > 0.05
+
+
 @pytest.mark.parametrize("unit", ["document", "author"])
 @pytest.mark.parametrize("headline", [*MEMBERSHIP, "counterfactual", "cross-validated"])
 def test_a_pool_tells_members_and_terms_have_the_headlines_mean(
@@ -168,6 +213,15 @@ def test_a_pool_tells_members_and_terms_have_the_headlines_mean(
     assert scores.headline.low <= scores.headline.value <= scores.headline.high
     assert scores.headline.low > 0.2
     assert np.mean([term.value for term in attack.terms(outcomes)]) == pytest.approx(scores.headline.value)
+
+
+def test_texts_of_a_single_token_are_dropped_and_counted(store: Store, tiny_lm: LM) -> None:
+    short = [Document("one", "one", "p40"), Document("two", "one too", "p41")]
+    corpus = dataclasses.replace(CORPUS, train=[*CORPUS.train, *short])
+    whole, _, none = noted(Shadow(models=4), store, tiny_lm, CORPUS)
+    outcomes, _, notes = noted(Shadow(models=4), store, tiny_lm, corpus)
+    assert (none["units_dropped"], notes["units_dropped"]) == (0, 2)
+    assert {o.unit for o in outcomes} == {o.unit for o in whole}
 
 
 def test_leakage_of_cross_validation_by_hand() -> None:

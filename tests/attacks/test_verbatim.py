@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from sacrebleu import sentence_bleu
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
 
 from memdefense.attack import Outcome
 from memdefense.attacks.verbatim import Verbatim
@@ -123,6 +125,39 @@ def test_near_is_bleu_of_what_is_generated(store: Store, memoriser: LM) -> None:
     assert (guarded["t0"].values["exact"], guarded["t0"].values["near"]) == (1, 0)
 
 
+def test_a_prompt_ends_with_its_last_token_where_offsets_leave_out_blanks(store: Store, memoriser: LM) -> None:
+    spelling = Tokenizer.from_str(memoriser.tokenizer.backend_tokenizer.to_str())
+    spelling.post_processor = processors.ByteLevel(trim_offsets=True)  # type: ignore[assignment, unused-ignore]
+    end = str(memoriser.tokenizer.eos_token)
+    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=spelling, eos_token=end, pad_token=end, clean_up_tokenization_spaces=False
+    )
+    lm = LM(memoriser.model, tokenizer)
+    ids = lm.encode(LEARNT)
+    # A prefix before each word that has its blank in its first token: the blank is the continuation's.
+    cuts = [n for n in range(1, 14) if lm.decode(ids[:n] + ids[n : n + 1])[len(lm.decode(ids[:n])) :].startswith(" ")]
+    assert cuts
+    for prefix in cuts:
+        lab = lab_of(store, lm)
+        attack = Verbatim(prefix=prefix, length=8, near=True)
+        outcomes = {o.unit: o.values for o in attack.run(LocalTarget(lm), CORPUS, lab)}
+        prompts = {sample["unit"]: sample["prompt"] for sample in lab.samples}
+        assert prompts["t0"] == lm.decode(ids[:prefix])
+        assert lm.encode(prompts["t0"]) == ids[:prefix]
+        assert outcomes["t0"]["near"] == outcomes["t0"]["exact"] == 1, prefix
+        assert all(values["near"] >= values["exact"] for values in outcomes.values())
+
+
+def test_a_prompt_ends_before_a_letter_of_several_tokens(store: Store, tiny_lm: LM) -> None:
+    text = "ab✓" + "cd" * 20
+    ids = tiny_lm.encode(text)
+    inside = next(n for n in range(1, len(ids)) if "\ufffd" in tiny_lm.decode(ids[:n]))
+    corpus = dataclasses.replace(CORPUS, train=[Document("t", text, "p")])
+    lab = lab_of(store, tiny_lm)
+    list(Verbatim(prefix=inside, length=8, near=True).run(LocalTarget(tiny_lm), corpus, lab))
+    assert {sample["unit"]: sample["prompt"] for sample in lab.samples}["t"] == "ab"
+
+
 @pytest.mark.parametrize(
     ("attack", "corpus", "error"),
     [
@@ -155,7 +190,7 @@ def test_leakage_is_the_excess_over_held_out_documents() -> None:
     assert "near" not in scores.beside
     terms = Verbatim().terms(outcomes)
     assert np.mean([term.value for term in terms]) == pytest.approx(scores.headline.value)
-    assert len(terms) == 10
+    assert [term.side for term in terms] == ["members"] * 10 + ["others"] * 10
 
 
 def test_contract() -> None:

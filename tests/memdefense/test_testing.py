@@ -316,6 +316,22 @@ class OffTerms(Loss):
         return [Term(o.unit, o.group, 1.0) for o in outcomes]
 
 
+class Unmeasured(Loss):
+    """Has terms where the leakage is not known."""
+
+    def score(self, outcomes: Sequence[Outcome]) -> Scores:
+        whole = super().score(outcomes)
+        return whole if any(not o.member for o in outcomes) else Scores(Score(math.nan, 0.0, 1.0, 0, False), {})
+
+
+class Torn(Loss):
+    """Has terms of several outcomes alone."""
+
+    def terms(self, outcomes: Sequence[Outcome]) -> Sequence[Term]:
+        _, _, *_ = outcomes
+        return super().terms(outcomes)
+
+
 class Careless(Loss):
     """Changes the corpus."""
 
@@ -339,7 +355,10 @@ class Trespasser(Loss):
         return super().run(target, corpus, lab)
 
 
-_ATTACKS = (Doubled, NaNs, Leaky, Alone, Shaky, Fragile, Zero, Impure, Above, OffTerms, Careless, Idle, Trespasser)
+_ATTACKS = (
+    *(Doubled, NaNs, Leaky, Alone, Shaky, Fragile, Zero, Impure, Above),
+    *(OffTerms, Unmeasured, Torn, Careless, Idle, Trespasser),
+)
 for _attack in _ATTACKS:
     dataclasses.dataclass(frozen=True)(_attack)
 
@@ -360,7 +379,9 @@ def test_attack_in_order_passes() -> None:
         (Zero(), "what was not measured is NaN"),
         (Impure(), "must be a pure function"),
         (Above(), "a leakage of 2.0"),
-        (OffTerms(), r"terms\(\) have mean 1.0"),
+        (OffTerms(), r"terms\(\) have mean 1.0 on all outcomes"),
+        (Unmeasured(), r"terms\(\) gives 1 on one outcome, but the leakage is NaN: give none"),
+        (Torn(), r"terms\(\) raises on no outcome: ValueError"),
         (Careless(), "changed the corpus"),
         (Idle(), "leaves no outcome"),
         (Trespasser(), r"failed in run\(\)"),
