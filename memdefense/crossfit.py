@@ -77,7 +77,9 @@ class AcrossSeeds(Cut):
     def _mean_noise(self, parts: Floats, level: float) -> Noise:
         found, error = person_mean(parts.sum(axis=1), level, twins=self.twins), _net(parts)
         between = float(error.sum(axis=1).var(ddof=1)) / len(error)
-        return _together(found.value, (found.low, found.high), error, between, level)
+        noise = _together(found.value, (found.low, found.high), error, between, level)
+        # No leakage is above 1, nor below -1.
+        return Noise(*((max(low, -1.0), min(high, 1.0)) for low, high in (noise.run, noise.sample, noise.both)))
 
 
 def across_seeds(runs: Sequence[RunTerms], persons: Sequence[str] = ()) -> AcrossSeeds:

@@ -175,6 +175,12 @@ def test_budgets_at_which_nothing_is_done_add_no_width() -> None:
     assert (never.value, never.low, never.high) == pytest.approx((0.0, 0.0, 0.0), abs=1e-9)
 
 
+def test_limits_of_a_leakage_are_leakages() -> None:
+    found = cut_of([({"a": (1.0, 0.9)}, 1.0), ({"a": (1.0, 0.4)}, 0.5)]).undefended()
+    assert found.high == found.run_limits[1] == 1.0
+    assert found.run_limits[0] == -1.0
+
+
 def test_labels_that_some_seed_lacks_cannot_be_chosen() -> None:
     first = {"a": (1.0, 0.0), "b": (1.0, 0.1)}
     others: list[dict[str, tuple[float, float]]] = [
