@@ -40,6 +40,7 @@ def renew() -> None:
     said = CliRunner().invoke(leaderboard, ["--markdown"])
     if said.exit_code:
         raise SystemExit(said.output)
+    # Of tables of one title the last section's, which is that of all defenses, stands in the README.
     printed = {found["title"]: found[0] for found in _TABLE.finditer(said.output)}
     legend = said.output[said.output.rindex("[95 % interval]") :].strip()
     readme = _TABLE.sub(lambda old: printed.get(old["title"], old[0]), README.read_text(encoding="utf-8"))
