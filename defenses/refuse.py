@@ -55,3 +55,9 @@ class _Silent:
         self, *, law: Law | None = None, text: TextGuard | None = None, sampling: Sampling | None = None
     ) -> Target:
         return _Silent(self.behind.guarded(law=law, text=text, sampling=sampling))
+
+    def unfiltered(self) -> Target:
+        return self.behind.unfiltered()
+
+    def filtered(self, prompts: Sequence[str], continuations: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        return [""] * len(prompts)

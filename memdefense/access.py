@@ -124,11 +124,19 @@ class WeightTarget(LogprobTarget, Protocol):
 
 
 class Target(WeightTarget, Protocol):
-    """What guards wrap."""
+    """What guards wrap, and what utilities measure."""
 
     def guarded(
         self, *, law: Law | None = None, text: TextGuard | None = None, sampling: Sampling | None = None
     ) -> Target: ...
+
+    def unfiltered(self) -> Target:
+        """The same weights, laws and sampling, before anything that acts on the text."""
+        ...
+
+    def filtered(self, prompts: Sequence[str], continuations: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        """What is answered where the model says these continuations; itself where nothing acts on the text."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

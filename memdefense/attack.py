@@ -123,18 +123,19 @@ class Attack(Measure):
 
 
 class Utility(Measure):
-    """A use the model must still be good for, and what its loss costs in percent."""
+    """A use the model must still be good for, and what its loss costs in percent.
+
+    What it plays against is the whole `Target`, which can answer without its text guards: nobody here is to be misled.
+    """
 
     @abstractmethod
-    def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome], unguarded: Sequence[Outcome]) -> float:
+    def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome]) -> float:
         """Percent of the reference that was lost; below 0 where the model got better.
 
         Args:
             own: of the point in question.
             reference: of the undefended checkpoint of the lowest held-out perplexity.
-            unguarded: of the point's weights without the defense's guard; ``own`` itself where it has none.
 
         Returns:
-            NaN where the reference is too poor to lose anything that could be told from noise, infinity where the
-            point's own outcomes are no numbers.
+            NaN where there is nothing to measure it on, infinity where the point's own outcomes are no numbers.
         """

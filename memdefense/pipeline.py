@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jsonlines
 
-from memdefense.attack import Attack, Measure, Outcome, Term
+from memdefense.attack import Attack, Measure, Outcome, Term, Utility
 from memdefense.bench import StoredPoint
 from memdefense.corpus import Documents, digest_documents
 from memdefense.defense import Defense, overrides
@@ -164,7 +164,8 @@ def measure(
         target, guard_notes = defended.served(attacked, None if plugin.access == "weights" else point, lab.replay)
         reset_peak(work.bench.device)
         started = time.monotonic()
-        outcomes = hooked(plugin, "run", lambda: list(plugin.run(limited(target, plugin.access), corpus, lab)))
+        shown = target if isinstance(plugin, Utility) else limited(target, plugin.access)
+        outcomes = hooked(plugin, "run", lambda: list(plugin.run(shown, corpus, lab)))
         seconds = time.monotonic() - started + lab.replayed
         if corpus.digest() != work.corpus_digest:
             raise PluginError(f"'{plugin.spec}' changed the corpus it was given; work on copies instead")

@@ -86,6 +86,12 @@ class Remembered:
         behind = self.behind.guarded(law=law, text=text, sampling=sampling)
         return behind if law or sampling else dataclasses.replace(self, behind=behind)
 
+    def unfiltered(self) -> Target:
+        return dataclasses.replace(self, behind=self.behind.unfiltered())
+
+    def filtered(self, prompts: Sequence[str], continuations: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        return self.behind.filtered(prompts, continuations, max_new_tokens=max_new_tokens)
+
     def signals(
         self, texts: Sequence[str], *, contexts: Sequence[str] | None = None, sampling: Sampling = PLAIN
     ) -> list[Signals]:

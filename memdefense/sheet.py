@@ -96,11 +96,10 @@ class Sheet:
     def _point(self, label: str, defended: Defended, point: StoredPoint) -> None:
         work, seed, defense = self._work, defended.seed, defended.defense
         model = functools.cache(lambda: point.load(work.bench.device))
-        # The same weights with no guard: what a guard takes away is taken from them.
+        # The same weights with no guard, for what a guard does to an attack alone.
         bare = dataclasses.replace(defended, defense=UNDEFENDED) if overrides(defense, "guard") else None
         try:
             found = [measure(defended, point, utility, model)[0] for utility in self._utilities]
-            plain = [measure(bare, point, u, model)[0] for u in self._utilities] if bare else found
         except StoreError:
             raise
         except MemdefenseError as error:
@@ -109,8 +108,8 @@ class Sheet:
             return
         utility = {u.name: u.score(outcomes) for u, outcomes in zip(self._utilities, found, strict=True)}
         reference = self._references[seed]
-        whole = zip(self._utilities, found, reference.outcomes[reference.best], plain, strict=True)
-        costs = {u.name: u.cost(own, theirs, before) for u, own, theirs, before in whole}
+        whole = zip(self._utilities, found, reference.outcomes[reference.best], strict=True)
+        costs = {u.name: u.cost(own, theirs) for u, own, theirs in whole}
         delta = _worst(costs, [u.name for u in self._utilities if u.access == "text"] if bare else [])
         status = reference.status(defended, point, found, utility[Perplexity.name].headline.value)
         for number, attack in enumerate(self._attacks):

@@ -90,6 +90,18 @@ class LocalTarget:
         ids = [cropped(self.lm, opened(self.lm, prompt), max_new_tokens) for prompt in prompts]
         return self._said(prompts, ids, range(len(prompts)), max_new_tokens, sampling, self.texts)
 
+    def unfiltered(self) -> LocalTarget:
+        """The same weights, laws and sampling, before the text guards."""
+        return dataclasses.replace(self, texts=())
+
+    def filtered(self, prompts: Sequence[str], continuations: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        """What the text guards make of given continuations; what they draw anew is what `generate` would draw."""
+        if not self.texts:
+            return list(continuations)
+        ids = [cropped(self.lm, opened(self.lm, prompt), max_new_tokens) for prompt in prompts]
+        places = range(len(prompts))
+        return self._behind(list(continuations), prompts, ids, places, max_new_tokens, GREEDY, self.texts)
+
     def continues(self, prompts: Sequence[str], values: Sequence[str]) -> list[bool]:
         """Whether greedy generation begins with the value, leading white space aside.
 
@@ -178,6 +190,19 @@ class LocalTarget:
             made = self._continue([ids[place] for place in asked], asked, new, drawn)
             for row, place, tokens in zip(rows, asked, made, strict=True):
                 said[row] = spelled(self.lm, ids[place], tokens)
+        return self._behind(said, prompts, ids, places, new, sampling, guards)
+
+    def _behind(
+        self,
+        said: list[str],
+        prompts: Sequence[str],
+        ids: Sequence[list[int]],
+        places: Sequence[int],
+        new: int,
+        sampling: Sampling,
+        guards: Sequence[TextGuard],
+    ) -> list[str]:
+        """What some of the text guards make of the continuations at some places of a call."""
         chosen = [prompts[place] for place in places]
         for number, guard in enumerate(guards):
 

@@ -184,7 +184,7 @@ def _check_guard(defended: Defended) -> list[object]:
     """Asks the guarded target, and returns all it said."""
     defense = defended.defense
     target: Target = defended.target(defended.points[-1].load("cpu"))
-    for method in ("generate", "continues", "signals", "guarded"):
+    for method in ("generate", "continues", "signals", "guarded", "unfiltered", "filtered"):
         lacks = f"guard() returns {type(target).__name__} without {method}(): return target.guarded(...), or a Target"
         _check(defense, callable(getattr(target, method, None)), lacks)
     texts = [document.text for document in defended.work.corpus.held_out[:3]]
@@ -192,6 +192,9 @@ def _check_guard(defended: Defended) -> list[object]:
     said = target.generate(prompts, max_new_tokens=6)
     right = len(said) == len(prompts) and all(isinstance(text, str) for text in said)
     _check(defense, right, "guard(): generate() must give one text per prompt")
+    meant = target.unfiltered().generate(prompts, max_new_tokens=6)
+    right = target.filtered(prompts, meant, max_new_tokens=6) == said
+    _check(defense, right, "guard(): generate() must say what filtered() makes of what unfiltered() says")
     decided = target.continues(prompts, [text[80:84] for text in texts])
     _check(defense, len(decided) == len(prompts), "guard(): continues() must give one answer per prompt")
     signals = target.signals(texts)

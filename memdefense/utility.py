@@ -17,19 +17,14 @@ from memdefense.corpus import Corpus, Document
 from memdefense.score import Score, Scores
 
 if TYPE_CHECKING:
+    from memdefense.access import Target
     from memdefense.lab import AttackLab
-    from memdefense.lm import LogprobTarget, TextTarget
 
-
-# Context that generation may take for itself beside the value.
-_SPARE = 24
-# Characters of a true continuation that can be compared at all, and how far limits reach, in standard errors.
-_LEAST_LENGTH, _LIMIT = 20, 1.96
-_LEAST_UNITS = 10  # texts or places below which no limits can be told
-# Which other texts say what chance is.
-_OTHERS = range(1, 141, 7)
-# The share of values that the undefended model must copy for a loss of it to be told from noise.
-_LEAST_COPIED = 0.05
+_LEAST_LENGTH = 20  # characters of a true continuation that can be compared at all
+_SPARE = 24  # context that generation may take for itself beside a value
+_ABLE = 0.5  # the share of values that the undefended model must copy for a loss to be told from noise
+_LEAST_PLACES = 10  # below which a handful of values would decide what copying costs
+_OTHERS = range(1, 141, 7)  # which other texts say what chance is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +40,7 @@ class Perplexity(Utility):
     def access(self) -> Access:
         return "logprobs"
 
-    def run(self, target: LogprobTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
+    def run(self, target: Target, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         spans = _secret_spans(corpus)
         documents = [(document, "held_out") for document in corpus.held_out]
         documents += [(document, "general") for document in corpus.general]
@@ -87,7 +82,7 @@ class Perplexity(Utility):
         }
         return Scores(_perplexity(nll, tokens, groups), beside)
 
-    def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome], unguarded: Sequence[Outcome]) -> float:
+    def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome]) -> float:
         mine, theirs = (self.score(outcomes).headline.value for outcomes in (own, reference))
         if math.isnan(theirs):
             return math.nan
@@ -96,15 +91,17 @@ class Perplexity(Utility):
 
 @dataclasses.dataclass(frozen=True)
 class Continuation(Utility):
-    """How close the guarded continuation of a held-out text is to the true one: mean sentence chrF (Popovic 2015).
+    """How much of what its model says of held-out texts a guard on text takes away, in percent.
 
-    Text of the same kind has letters in common whatever it says: ``chance`` is the chrF of other texts' true
-    continuations. Where the reference does not exceed it, nothing can be lost and there is no cost. Between models the
-    cost is that of chrF itself. A guard, which might say one fine sentence to everything, also pays for the share of
-    what its model says beyond chance that it takes away, and the larger counts.
+    Everything that acts on weights, or on probabilities, is priced by perplexity, which covers it whole. A guard on
+    text is not in any probability, so it pays here: each answer is compared with what the same model says before the
+    guard (sentence chrF, Popovic 2015), 0 for the same answer and 1 for one no closer to it than the answers to other
+    prompts are. Refusing to speak costs 100; so does one fine sentence to everything, and an answer made of the prompt
+    in the model's stead, however true. What is taken away costs as much where the model was wrong.
 
-    Costs count as far as they exceed their 95 % limits (authors are the clusters): the worst of several noisy costs
-    would else be noise.
+    Beside it, and no part of the cost: the chrF of what is said in the end with the true continuation (the headline of
+    its scores), and its ``chance``, that of other texts' true continuations. A small model is hardly above chance, and
+    a difference of two models' chrF is mostly noise.
 
     Attributes:
         texts: how many held-out texts, chosen by a hash of their ids, long ones first.
@@ -112,58 +109,59 @@ class Continuation(Utility):
     """
 
     name: ClassVar[str] = "continuation"
-    summary: ClassVar[str] = "chrF of continued held-out text."
+    summary: ClassVar[str] = "What a guard leaves of the model's continuations of held-out text."
     texts: int = 150
     length: int = 120
 
-    def run(self, target: TextTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
-        from sacrebleu import sentence_chrf
-
+    def run(self, target: Target, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         whole = [d for d in _sample(corpus.held_out, len(corpus.held_out)) if len(d.text) >= 2 * _LEAST_LENGTH]
         chosen = sorted(whole, key=lambda document: len(document.text) < 2 * self.length)[: self.texts]
         lengths = [min(self.length, len(document.text) // 2) for document in chosen]
         cuts = [_word_end(d.text, max(len(d.text) // 2 - n // 2, 1)) for d, n in zip(chosen, lengths, strict=True)]
         prompts = [document.text[:cut] for document, cut in zip(chosen, cuts, strict=True)]
         truths = [d.text[cut : cut + n] for d, cut, n in zip(chosen, cuts, lengths, strict=True)]
-        chance = lab.cached("chrF of other texts", lambda: _chance(truths), truths)
+        chance = lab.cached("chrF of other texts", lambda: _chance(truths, range(len(truths))), truths)
         longest = max((_tokens(truth, lab) for truth in truths), default=1)
-        said = target.generate(prompts, max_new_tokens=max(1, min(longest, 64, lab.base.context // 2)))
-        for document, truth, text, floor in zip(chosen, truths, said, chance, strict=True):
-            if not truth.strip():
-                continue
-            chrf = sentence_chrf(text[: len(truth)].strip() or " ", [truth.strip()]).score / 100
-            yield Outcome(document.id, document.author or document.id, False, {"chrf": chrf, "chance": floor})
+        new = max(1, min(longest, 64, lab.base.context // 2))
+        meant = target.unfiltered().generate(prompts, max_new_tokens=new)
+        said = target.filtered(prompts, meant, max_new_tokens=new)
+        taken = _taken(said, meant)
+        for document, truth, text, floor, loss in zip(chosen, truths, said, chance, taken, strict=True):
+            if truth.strip():
+                chrf = _chrf(text[: len(truth)], truth)
+                values = {"chrf": chrf, "chance": floor, "taken": loss}
+                yield Outcome(document.id, document.author or document.id, False, values)
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
         groups = [outcome.group for outcome in outcomes]
         floor = dataclasses.replace(_mean(_column(outcomes, "chance"), groups, better_high=True), higher_is_better=None)
-        return Scores(_mean(_column(outcomes, "chrf"), groups, better_high=True), {"continuation_chance": floor})
+        taken = _mean(_column(outcomes, "taken"), groups, better_high=False)
+        beside = {"continuation_chance": floor, "continuation_taken": taken}
+        return Scores(_mean(_column(outcomes, "chrf"), groups, better_high=True), beside)
 
-    def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome], unguarded: Sequence[Outcome]) -> float:
-        if not _exceeds("chrf", "chance", reference):
-            return math.nan
-        cost = _lost("chrf", own, reference)
-        # Of a model that says nothing beyond chance a guard can take nothing away.
-        taken = _lost("chrf", own, unguarded, floor="chance") if _exceeds("chrf", "chance", unguarded) else cost
-        return cost if own is unguarded else max(cost, taken)
+    def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome]) -> float:
+        return 100 * float(_column(own, "taken").mean()) if own else math.nan
 
 
 @dataclasses.dataclass(frozen=True)
 class Copy(Utility):
-    """Whether the model repeats a value that its prompt gave it: a mail merge, a quoted address, a form filled twice.
+    """Whether a value that the prompt gave is repeated: a mail merge, a quoted address, a form filled twice.
 
-    Where the undefended model hardly can, there is no cost: a handful of hits would decide it. Else it counts as far as
-    it exceeds its 95 % limits.
+    Two things are asked of values that stand a second time in a held-out text. Does the model, before any guard on
+    text, go on with the value there? And do the guards on text let the value through, supposed a model says it? The
+    second asks nothing of the model, so a filter pays for what it blocks whatever the model can do. The cost is the
+    percent of the product that is lost; where the undefended model copies fewer than half of the values, a loss of its
+    own would be noise, and only the second counts.
 
     Attributes:
         places: how many repeated mentions in held-out text, chosen by a hash.
     """
 
     name: ClassVar[str] = "copy"
-    summary: ClassVar[str] = "Accuracy on values that stand in the prompt."
+    summary: ClassVar[str] = "Values that stand in the prompt, and what a guard lets through of them."
     places: int = 200
 
-    def run(self, target: TextTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
+    def run(self, target: Target, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         texts = {document.id: document.text for document in corpus.held_out}
         repeats: list[tuple[str, str, str, str]] = []
         for secret in corpus.secrets:
@@ -177,57 +175,56 @@ class Copy(Utility):
                     repeats.append((f"{secret.id}@{place.document}/{place.start}", secret.group, before, written))
         repeats.sort(key=lambda repeat: hashlib.sha256(repeat[0].encode()).digest())
         repeats = list(itertools.islice((repeat for repeat in repeats if _in_sight(*repeat[2:], lab)), self.places))
-        copied = target.continues(
-            [prompt.rstrip(" ") for _, _, prompt, _ in repeats],
-            [(" " if prompt.endswith(" ") else "") + written for _, _, prompt, written in repeats],
-        )
-        for (unit, group, _, _), right in zip(repeats, copied, strict=True):
-            yield Outcome(unit, group, False, {"copied": float(right)})
+        prompts = [prompt.rstrip(" ") for _, _, prompt, _ in repeats]
+        values = [(" " if prompt.endswith(" ") else "") + written for _, _, prompt, written in repeats]
+        copied = target.unfiltered().continues(prompts, values)
+        let = target.filtered(prompts, values, max_new_tokens=_SPARE)
+        for (unit, group, _, written), right, text in zip(repeats, copied, let, strict=True):
+            passed = text.lstrip().startswith(written)
+            yield Outcome(unit, group, False, {"copied": float(right), "passed": float(passed)})
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
-        return Scores(_mean(_column(outcomes, "copied"), [outcome.group for outcome in outcomes], better_high=True), {})
+        groups = [outcome.group for outcome in outcomes]
+        copied, passed = (_column(outcomes, name) for name in ("copied", "passed"))
+        beside = {"copy_passed": _mean(passed, groups, better_high=True)}
+        return Scores(_mean(copied * passed, groups, better_high=True), beside)
 
-    def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome], unguarded: Sequence[Outcome]) -> float:
-        copied = _column(reference, "copied")
-        enough = len(copied) >= _LEAST_UNITS and copied.mean() >= _LEAST_COPIED
-        return _lost("copied", own, reference) if enough else math.nan
-
-
-def _exceeds(name: str, floor: str, outcomes: Sequence[Outcome]) -> bool:
-    """Whether a mean exceeds that of its chance level by more than 95 % limits; not of a handful."""
-    above = _column(outcomes, name) - _column(outcomes, floor)
-    groups = [outcome.group for outcome in outcomes]
-    return bool(len(above) >= _LEAST_UNITS and above.sum() > _LIMIT * _clustered(above - above.mean(), groups))
+    def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome]) -> float:
+        if min(len(own), len(reference)) < _LEAST_PLACES:
+            return math.nan
+        copied, able = _column(own, "copied"), float(_column(reference, "copied").mean())
+        kept = (copied if able >= _ABLE else 1.0) * _column(own, "passed")
+        return 100 * (1 - float(kept.mean()) / (able if able >= _ABLE else 1.0))
 
 
-def _lost(name: str, own: Sequence[Outcome], reference: Sequence[Outcome], *, floor: str = "") -> float:
-    """Percent of the reference's mean, or of what it has beyond its floor, that is lost; what noise may be is not.
-
-    Paired by unit, so that of two answers that are alike nothing is noise; at most 100, and infinite where a value is
-    no number.
-    """
-    mine = {outcome.unit: outcome.values[name] for outcome in own}
-    theirs = _column(reference, name)
-    gap = theirs - (_column(reference, floor) if floor else 0.0)
-    less = theirs - np.array([mine.get(outcome.unit, 0.0) for outcome in reference])
-    if not np.isfinite(less).all():
-        return math.inf
-    share = float(less.sum() / gap.sum())
-    error = _clustered(less - share * gap, [outcome.group for outcome in reference]) / float(gap.sum())
-    return 100 * min(math.copysign(max(abs(share) - _LIMIT * error, 0.0), share), 1.0)
+def _taken(said: Sequence[str], meant: Sequence[str]) -> list[float]:
+    """Which share of what a model meant to say is not said, per text: 0 for the same text, 1 at the level of chance."""
+    if list(said) == list(meant):
+        return [0.0] * len(said)
+    changed = [place for place, (mine, theirs) in enumerate(zip(said, meant, strict=True)) if mine != theirs]
+    lost = dict.fromkeys(range(len(said)), 0.0)
+    for place, floor in zip(changed, _chance(meant, changed), strict=True):
+        room = 1 - floor
+        less = 1 - _chrf(said[place], meant[place])
+        lost[place] = min(less / room, 1.0) if room > 0 else 1.0
+    return list(lost.values())
 
 
-def _chance(truths: Sequence[str]) -> list[float]:
-    """The mean chrF of each text's truth with those of some others."""
-    from sacrebleu import sentence_chrf
-
-    texts = [truth.strip() for truth in truths]
+def _chance(texts: Sequence[str], places: Sequence[int]) -> list[float]:
+    """The mean chrF of the texts at some places with some of the others."""
     found = []
-    for place, text in enumerate(texts):
-        others = [texts[(place + step) % len(texts)] or " " for step in _OTHERS if step % len(texts)]
-        scores = [sentence_chrf(other, [text]).score / 100 for other in others if text]
+    for place in places:
+        others = [texts[(place + step) % len(texts)] for step in _OTHERS if step % len(texts)]
+        scores = [_chrf(other, texts[place]) for other in others if texts[place].strip()]
         found.append(math.fsum(scores) / len(scores) if scores else 0.0)
     return found
+
+
+def _chrf(text: str, truth: str) -> float:
+    """Sentence chrF of a text with the true one, 0 to 1."""
+    from sacrebleu import sentence_chrf
+
+    return sentence_chrf(text.strip() or " ", [truth.strip() or " "]).score / 100
 
 
 def _column(outcomes: Sequence[Outcome], name: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -51,8 +51,7 @@ def test_it_extracts_nothing_and_costs_everything(lab: AttackLab, tiny_lm: LM) -
         outcomes = list(utility.run(target, CORPUS, lab))
         assert outcomes
         outcomes = [dataclasses.replace(o, unit=f"{o.unit}/{n}", group=f"g{n}") for o in outcomes for n in range(12)]
-        able = [dataclasses.replace(o, values={**o.values, "chrf": 0.5, "copied": 1.0}) for o in outcomes]
-        assert utility.cost(outcomes, able, able) == 100
+        assert utility.cost(outcomes, outcomes) == 100
 
 
 def test_its_log_probabilities_and_weights_are_the_undefended_ones(lab: AttackLab, tiny_lm: LM) -> None:
@@ -63,3 +62,6 @@ def test_its_log_probabilities_and_weights_are_the_undefended_ones(lab: AttackLa
     again = target.guarded(text=lambda prompts, texts, again: [text + "!" for text in texts])
     assert again.generate(["Call"], max_new_tokens=4) == [""]
     assert again.continues(["Call"], ["415"]) == [False]
+    assert again.filtered(["Call"], [" 415"], max_new_tokens=4) == [""]
+    meant = again.unfiltered().generate(["Call"], max_new_tokens=4)
+    assert meant == plain.generate(["Call"], max_new_tokens=4) != [""]

@@ -418,6 +418,27 @@ def test_a_text_guard_draws_rows_again_in_batches_behind_its_predecessors(tiny_l
 
 
 @pytest.mark.parametrize("owned", [None, Sampling(0.7, seed=3)])
+def test_what_the_text_guards_make_of_what_was_meant_is_what_is_said(owned: Sampling | None, tiny_lm: LM) -> None:
+    def first_anew(prompts: Sequence[str], texts: Sequence[str], again: Again) -> list[str]:
+        return [*again([0], 7), *(f"{prompt[:2]}|{text}" for prompt, text in zip(prompts[1:], texts[1:], strict=True))]
+
+    def tilted(ids: Tensor, hidden: Tensor, logprobs: Tensor) -> Tensor:
+        return torch.log_softmax(logprobs - torch.arange(logprobs.shape[-1]) * 0.05, -1)
+
+    open_target = LocalTarget(sharp(tiny_lm)).guarded(law=tilted, sampling=owned)
+    target = open_target.guarded(text=first_anew)
+    meant = target.unfiltered().generate(PROMPTS, max_new_tokens=6)
+    assert meant == open_target.generate(PROMPTS, max_new_tokens=6)
+    assert meant != LocalTarget(sharp(tiny_lm)).generate(PROMPTS, max_new_tokens=6)
+    said = target.generate(PROMPTS, max_new_tokens=6)
+    assert target.filtered(PROMPTS, meant, max_new_tokens=6) == said != meant
+    assert target.filtered(PROMPTS, ["yes"] * 6, max_new_tokens=6)[1:] == [
+        f"{prompt[:2]}|yes" for prompt in PROMPTS[1:]
+    ]
+    assert open_target.filtered(PROMPTS, meant, max_new_tokens=6) == meant
+
+
+@pytest.mark.parametrize("owned", [None, Sampling(0.7, seed=3)])
 def test_queries_of_consecutive_seeds_are_redrawn_apart(owned: Sampling | None, tiny_lm: LM) -> None:
     redraws: list[str] = []
 

@@ -15,6 +15,7 @@ from memdefense.corpus import Benchmark, Corpus, Document, Documents
 from memdefense.defense import Defense, Point
 from memdefense.errors import PluginError
 from memdefense.score import Score, Scores
+from memdefense.target import LocalTarget
 from memdefense.testing import TinyBenchmark, check_attack, check_benchmark, check_defense
 
 if TYPE_CHECKING:
@@ -153,6 +154,20 @@ class Percent(Broken):
         yield Point("1", 100.0, model)
 
 
+class _Hidden(LocalTarget):
+    """A target that acts on text and tells nobody."""
+
+    def filtered(self, prompts: Sequence[str], continuations: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        return list(continuations)
+
+
+class TwoTongues(Broken):
+    """Answers otherwise than by what it says it makes of the model's text."""
+
+    def guard(self, target: Target, documents: Documents, lab: Lab) -> Target:
+        return _Hidden(target.model, texts=(lambda prompts, texts, again: ["no"] * len(texts),))
+
+
 class Unguarded(Broken):
     """Forgets to return the target."""
 
@@ -176,7 +191,16 @@ class Infinite(Broken):
 
 
 _CURATING = (Mutates, Renames, Empties, Restless, Raises, Infinite)
-_DEFENSES: tuple[type[Broken], ...] = (*_CURATING, RestlessWeights, InPlace, Pointless, Twins, Percent, Unguarded)
+_DEFENSES: tuple[type[Broken], ...] = (
+    *_CURATING,
+    RestlessWeights,
+    InPlace,
+    Pointless,
+    Twins,
+    Percent,
+    TwoTongues,
+    Unguarded,
+)
 for _kind in _DEFENSES:
     dataclasses.dataclass(frozen=True)(_kind)
 
@@ -197,6 +221,7 @@ for _kind in _DEFENSES:
         (Pointless(), "no operating point"),
         (Twins(), "two points of one label"),
         (Percent(), r"a share of the run, 0 to 1"),
+        (TwoTongues(), r"must say what filtered\(\) makes of"),
         (Unguarded(), r"guard\(\) returns NoneType without generate"),
         (Raises(), r"failed in curate\(\): ZeroDivisionError: by nothing \(test_testing.py:\d+\)"),
         (Infinite(), "not finite: epsilon"),

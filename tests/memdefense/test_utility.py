@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -80,75 +81,118 @@ def read(nll: float) -> list[Outcome]:
 
 def test_a_rise_of_perplexity_is_a_loss_and_one_without_end_is_no_small_one() -> None:
     reference, cost = read(math.log(10)), Perplexity().cost
-    assert cost(read(math.log(11)), reference, []) == pytest.approx(10)
-    assert cost(read(math.log(9)), reference, []) == pytest.approx(-10)
-    assert cost(read(math.inf), reference, []) == math.inf
-    assert cost(read(math.nan), reference, []) == math.inf
-    assert math.isnan(cost(read(1.0), [], []))
-
-
-def said(*chrf: float, chance: float = 0.15) -> list[Outcome]:
-    return [Outcome(f"t{n}", f"a{n}", False, {"chrf": value, "chance": chance}) for n, value in enumerate(chrf)]
-
-
-def test_a_loss_of_continuation_counts_as_far_as_it_exceeds_noise() -> None:
-    rng = np.random.default_rng(0)
-    able = rng.normal(0.25, 0.05, 200)
-    reference, cost = said(*able), Continuation().cost
-    assert cost(reference, reference, reference) == 0.0
-    # Half of what is said is lost, the same half for every text: the ratio of sums is known for certain.
-    half = said(*(able / 2))
-    assert cost(half, reference, half) == pytest.approx(50.0)
-    # A loss of 1 % with the noise of a model of its own is none; by hand, less 1.96 standard errors of a ratio.
-    other = said(*rng.normal(0.248, 0.05, 200))
-    assert cost(other, reference, other) == 0.0
-    worse = rng.normal(0.2, 0.05, 200)
-    share = (able - worse).sum() / able.sum()
-    error = np.std((able - worse) - share * able, ddof=1) * math.sqrt(200) / able.sum()
-    found = said(*worse)
-    assert cost(found, reference, found) == pytest.approx(100 * (share - 1.96 * error), rel=0.02)
-    assert cost(said(*[math.nan] * 200), reference, []) == math.inf
-
-
-def test_a_guard_that_says_one_sentence_to_everything_loses_all_there_is_beyond_chance() -> None:
-    rng = np.random.default_rng(1)
-    reference = said(*rng.normal(0.25, 0.05, 200))
-    always = said(*rng.normal(0.15, 0.02, 200))
-    # Of chrF itself it keeps three fifths.
-    assert 35 < Continuation().cost(always, reference, always) < 45
-    assert Continuation().cost(always, reference, reference) > 90
-    blocked = said(*[o.values["chrf"] if n % 10 else 0.15 for n, o in enumerate(reference)])
-    assert 3 < Continuation().cost(blocked, reference, reference) <= 11
-    assert Continuation().cost(said(*[0.0] * 200), reference, reference) == 100
-
-
-def test_where_the_undefended_model_says_no_more_than_chance_there_is_no_cost() -> None:
-    rng = np.random.default_rng(2)
-    poor = said(*rng.normal(0.15, 0.05, 200))
-    assert math.isnan(Continuation().cost(said(*[0.0] * 200), poor, poor))
-    few = said(0.9, 0.9, 0.9)
-    assert math.isnan(Continuation().cost(few, few, few))
-    assert math.isnan(Continuation().cost([], [], []))
+    assert cost(read(math.log(11)), reference) == pytest.approx(10)
+    assert cost(read(math.log(9)), reference) == pytest.approx(-10)
+    assert cost(read(math.inf), reference) == math.inf
+    assert cost(read(math.nan), reference) == math.inf
+    assert math.isnan(cost(read(1.0), []))
 
 
 class Speaker:
-    """A target that continues with fixed text, and copies what it is told to."""
+    """A target that continues with fixed text, copies what it is told to, and may have a guard on its text."""
 
-    def __init__(self, *said: str, copies: bool = True) -> None:
-        self.said, self.copies = list(said), copies
+    def __init__(self, *said: str, copies: bool = True, guard: Callable[[str, str], str] | None = None) -> None:
+        self.said, self.copies, self.guard = list(said), copies, guard
         self.asked: list[tuple[str, str]] = []
         self.prompts: list[str] = []
 
+    def unfiltered(self) -> Speaker:
+        bare = Speaker(*self.said, copies=self.copies)
+        bare.prompts = self.prompts
+        return bare
+
+    def filtered(self, prompts: list[str], continuations: list[str], *, max_new_tokens: int) -> list[str]:
+        if not self.guard:
+            return continuations
+        return [self.guard(prompt, text) for prompt, text in zip(prompts, continuations, strict=True)]
+
     def generate(self, prompts: list[str], *, max_new_tokens: int) -> list[str]:
         self.prompts += prompts
-        return self.said[: len(prompts)]
+        return self.filtered(prompts, [self.said[n % len(self.said)] for n in range(len(prompts))], max_new_tokens=1)
 
     def continues(self, prompts: list[str], values: list[str]) -> list[bool]:
-        self.asked += list(zip(prompts, values, strict=True))
         return [self.copies] * len(prompts)
 
 
-def test_continuation_of_the_truth_costs_nothing_and_of_nothing_all(store: Store, tiny_lm: LM) -> None:
+TOWNS = ("Bremen", "Kassel", "Dresden", "Ulm", "Mainz", "Trier", "Essen", "Worms", "Fulda", "Celle", "Gotha", "Emden")
+NOTES = Corpus(
+    (),
+    [Document("t", "text")],
+    [
+        Document(
+            f"d{n}", f"Subject: visit to {town}\nDear all,\nthe train to {town} leaves at {n + 8}:{n * 3 + 10}. " * 3
+        )
+        for n, town in enumerate(TOWNS)
+    ],
+)
+ANSWERS = [f"Please bring {n + 3} {town} folders, we meet {town[::-1]} at the desk." for n, town in enumerate(TOWNS)]
+
+
+def continued(speaker: Speaker, store: Store, lm: LM) -> list[Outcome]:
+    return list(Continuation().run(speaker, NOTES, lab_of(store, lm)))  # type: ignore[arg-type]
+
+
+def echo(prompt: str, text: str) -> str:
+    """The model's answer thrown away, and the end of the prompt said again."""
+    return prompt[-len(text) :]
+
+
+def template(prompt: str, text: str) -> str:
+    """The model's answer thrown away, and one made up from what the prompt's header says."""
+    town = prompt.split("\n")[0].removeprefix("Subject: visit to ")
+    return f"the train to {town} leaves soon. Subject: visit to {town}"
+
+
+@pytest.mark.parametrize(
+    "guard", [echo, template, lambda prompt, text: "", lambda prompt, text: "Thank you, we will come back to you soon."]
+)
+def test_a_guard_that_throws_the_models_answer_away_pays_all_of_it(
+    guard: Callable[[str, str], str], store: Store, tiny_lm: LM
+) -> None:
+    outcomes = continued(Speaker(*ANSWERS, guard=guard), store, tiny_lm)
+    assert len(outcomes) == len(TOWNS)
+    assert Continuation().cost(outcomes, outcomes) > 90
+
+
+def test_an_answer_made_of_the_prompt_pays_though_it_is_nearer_to_the_truth(store: Store, tiny_lm: LM) -> None:
+    bare, made = (continued(Speaker(*ANSWERS, guard=guard), store, tiny_lm) for guard in (None, template))
+    own, better = (Continuation().score(outcomes).headline.value for outcomes in (bare, made))
+    assert better > own + 0.1
+    assert Continuation().cost(bare, bare) == 0
+    assert Continuation().cost(made, bare) > 90
+
+
+def test_a_guard_pays_for_the_share_of_answers_that_it_stops(store: Store, tiny_lm: LM) -> None:
+    def third(prompt: str, text: str) -> str:
+        return "" if any(town in text for town in TOWNS[::3]) else text
+
+    outcomes = continued(Speaker(*ANSWERS, guard=third), store, tiny_lm)
+    assert Continuation().cost(outcomes, []) == pytest.approx(100 / 3)
+    assert Continuation().score(outcomes).beside["continuation_taken"].value == pytest.approx(1 / 3)
+
+
+def test_a_mask_costs_what_it_covers_on_the_scale_from_itself_to_chance(store: Store, tiny_lm: LM) -> None:
+    from sacrebleu import sentence_chrf
+
+    outcomes = continued(Speaker(*ANSWERS, guard=lambda _, text: text.replace("folders", "<X>")), store, tiny_lm)
+    taken = sorted(outcome.values["taken"] for outcome in outcomes)
+    expected = []
+    for n, answer in enumerate(ANSWERS):
+        left = sentence_chrf(answer.replace("folders", "<X>"), [answer]).score / 100
+        others = [ANSWERS[(n + step) % 12] for step in range(1, 141, 7) if step % 12]
+        chance = sum(sentence_chrf(other, [answer]).score / 100 for other in others) / len(others)
+        expected.append((1 - left) / (1 - chance))
+    assert taken == pytest.approx(sorted(expected))
+    assert 0.1 < min(expected) < max(expected) < 0.8
+
+
+def test_what_was_never_said_cannot_be_taken_and_nothing_held_out_is_no_cost(store: Store, tiny_lm: LM) -> None:
+    silent = continued(Speaker("", guard=lambda prompt, text: ""), store, tiny_lm)
+    assert Continuation().cost(silent, silent) == 0
+    assert math.isnan(Continuation().cost([], silent))
+
+
+def test_continuation_of_the_truth_is_told_beside(store: Store, tiny_lm: LM) -> None:
     lines = "".join(f"Line {n} says that the boxes are in room {n}. " for n in range(12))
     corpus = Corpus((), [Document("t", "text")], [Document("long", lines), Document("short", "too short")])
     found = {}
@@ -172,7 +216,7 @@ def test_continuation_of_the_truth_costs_nothing_and_of_nothing_all(store: Store
 def test_short_texts_are_continued_by_half(store: Store, tiny_lm: LM) -> None:
     texts = [f"Anna will bring box number {n} to room {n + 7} at noon." for n in range(12)]
     corpus = Corpus((), [Document("t", "text")], [Document(f"s{n}", text) for n, text in enumerate(texts)])
-    speaker = Speaker(*[""] * 12)
+    speaker = Speaker("")
     outcomes = list(Continuation().run(speaker, corpus, lab_of(store, tiny_lm)))  # type: ignore[arg-type]
     assert len(outcomes) == 12
     assert all(10 < len(prompt) < 50 for prompt in speaker.prompts)
@@ -181,26 +225,45 @@ def test_short_texts_are_continued_by_half(store: Store, tiny_lm: LM) -> None:
 
 
 def test_copy_asks_for_repeated_mentions_only(store: Store, tiny_lm: LM) -> None:
-    speaker = Speaker()
-    (outcome,) = Copy().run(speaker, CORPUS, lab_of(store, tiny_lm))  # type: ignore[arg-type]
-    assert speaker.asked == [("Call Anna at 415-555-0134 or", " 415-555-0134")]
-    assert outcome.values["copied"] == 1
+    asked: list[tuple[str, str]] = []
+
+    def guard(prompt: str, text: str) -> str:
+        asked.append((prompt, text))
+        return text
+
+    (outcome,) = Copy().run(Speaker("", guard=guard), CORPUS, lab_of(store, tiny_lm))  # type: ignore[arg-type]
+    assert asked == [("Call Anna at 415-555-0134 or", " 415-555-0134")]
+    assert outcome.values == {"copied": 1, "passed": 1}
     assert Copy().score([outcome]).headline.value == 1
+    mask = Speaker("", guard=lambda prompt, text: " <PHONE>")
+    (masked,) = Copy().run(mask, CORPUS, lab_of(store, tiny_lm))  # type: ignore[arg-type]
+    assert masked.values == {"copied": 1, "passed": 0}
+    assert Copy().score([masked]).headline.value == 0
 
 
-def copied(hits: int, of: int) -> list[Outcome]:
-    return [Outcome(f"u{n}", f"g{n}", False, {"copied": float(n < hits)}) for n in range(of)]
+def copied(hits: int, of: int, *, passed: int = 10**9) -> list[Outcome]:
+    values = [{"copied": float(n < hits), "passed": float(n < passed)} for n in range(of)]
+    return [Outcome(f"u{n}", f"g{n}", False, each) for n, each in enumerate(values)]
 
 
-def test_copies_that_are_lost_count_beyond_noise() -> None:
+def test_values_that_are_copied_no_more_are_lost_where_the_undefended_model_can() -> None:
     cost = Copy().cost
-    assert cost(copied(120, 200), copied(120, 200), []) == 0
-    assert cost(copied(0, 200), copied(120, 200), []) == 100
-    assert 30 < cost(copied(60, 200), copied(120, 200), []) < 50
-    assert cost(copied(118, 200), copied(120, 200), []) == 0
-    assert math.isnan(cost(copied(0, 200), copied(2, 200), []))  # a handful of places would decide
-    assert math.isnan(cost(copied(0, 5), copied(5, 5), []))
-    assert math.isnan(cost([], [], []))
+    able = copied(150, 200)
+    assert cost(able, able) == 0
+    assert cost(copied(0, 200), able) == 100
+    assert cost(copied(75, 200), able) == pytest.approx(50)
+    assert cost(copied(165, 200), able) == pytest.approx(-10)
+    assert cost(copied(150, 200, passed=120), able) == pytest.approx(20)
+
+
+def test_a_guard_pays_for_values_it_blocks_whatever_its_model_can_copy() -> None:
+    cost = Copy().cost
+    poor = copied(2, 200)
+    assert cost(copied(0, 200), poor) == 0
+    assert cost(copied(0, 200, passed=150), poor) == pytest.approx(25)
+    assert cost(copied(0, 200, passed=0), poor) == 100
+    assert math.isnan(cost(copied(0, 5), copied(5, 5)))  # a handful of places would decide
+    assert math.isnan(cost([], []))
 
 
 def test_copy_leaves_out_what_the_context_cannot_hold(store: Store, tiny_lm: LM) -> None:
