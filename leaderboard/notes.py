@@ -93,8 +93,8 @@ def _unmeasured(group: Sequence[Row], points: Sequence[Row]) -> list[str]:
     if not blind:
         return []
     return [
-        f"{', '.join(blind)}: what a guard costs is not known here, since no held-out text is long enough to be "
-        "continued; such points are never chosen"
+        f"{', '.join(blind)}: what a guard costs is not known here, since the undefended model continues held-out "
+        "text no better than chance, or there is none; such points are never chosen"
     ]
 
 

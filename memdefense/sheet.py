@@ -25,7 +25,7 @@ from memdefense.settings import Settings
 from memdefense.store import Artifact
 from memdefense.tally import Tally, measured_of
 from memdefense.train import precision
-from memdefense.utility import Perplexity
+from memdefense.utility import Continuation, Perplexity
 from memdefense.work import Work, retried
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class Sheet:
         reference = self._references[seed]
         whole = zip(self._utilities, found, reference.outcomes[reference.best], strict=True)
         costs = {u.name: u.cost(own, theirs) for u, own, theirs in whole}
-        delta = _worst(costs, [u.name for u in self._utilities if u.access == "text"] if bare else [])
+        delta = _worst(costs, needed=Continuation.name if bare else "")
         status = reference.status(defended, point, found, utility[Perplexity.name].headline.value)
         for number, attack in enumerate(self._attacks):
             if work.bench.progress:
@@ -237,13 +237,12 @@ def _detector_recall(work: Work) -> float | None:
     return hits / total if total else None
 
 
-def _worst(costs: Mapping[str, float], needed: Sequence[str]) -> float:
+def _worst(costs: Mapping[str, float], needed: str) -> float:
     """The largest cost, those that could not be measured left out; NaN where none is left.
 
     Args:
         costs: by utility.
-        needed: those of which one at least must be known: of a guard, which perplexity may not see at all.
+        needed: the one that must be known: of a guard, which the others may not see at all.
     """
     known = [cost for cost in costs.values() if not math.isnan(cost)]
-    blind = bool(needed) and all(math.isnan(costs[name]) for name in needed)
-    return max(known) if known and not blind else math.nan
+    return max(known) if known and not math.isnan(costs.get(needed, 0.0)) else math.nan

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memdefense.access import Target
     from memdefense.lab import AttackLab
 
-_LEAST_LENGTH = 20  # characters of a true continuation that can be compared at all
+_LEAST_LENGTH, _LEAST_TEXTS = 20, 10  # characters of a true continuation that can be compared, and how many of them
 _SPARE = 24  # context that generation may take for itself beside a value
 _ABLE = 0.5  # the share of values that the undefended model must copy for a loss to be told from noise
 _LEAST_PLACES = 10  # below which a handful of values would decide what copying costs
@@ -91,17 +91,22 @@ class Perplexity(Utility):
 
 @dataclasses.dataclass(frozen=True)
 class Continuation(Utility):
-    """How much of what its model says of held-out texts a guard on text takes away, in percent.
+    """How much of the answers to held-out prompts a guard takes away, in percent.
 
-    Everything that acts on weights, or on probabilities, is priced by perplexity, which covers it whole. A guard on
-    text is not in any probability, so it pays here: each answer is compared with what the same model says before the
-    guard (sentence chrF, Popovic 2015), 0 for the same answer and 1 for one no closer to it than the answers to other
-    prompts are. Refusing to speak costs 100; so does one fine sentence to everything, and an answer made of the prompt
-    in the model's stead, however true. What is taken away costs as much where the model was wrong.
+    What acts on weights or on probabilities is priced by perplexity. What acts on answers alone pays here, on top of
+    each other:
 
-    Beside it, and no part of the cost: the chrF of what is said in the end with the true continuation (the headline of
-    its scores), and its ``chance``, that of other texts' true continuations. A small model is hardly above chance, and
-    a difference of two models' chrF is mostly noise.
+    - A guard on text is compared with what the same model says before it (sentence chrF, Popovic 2015): 0 for the same
+      answer, 1 for one no closer to it than the answers to other prompts are. Refusing to speak costs 100; so does one
+      fine sentence to everything, and an answer made of the prompt in the model's stead, however true. What is taken
+      away costs as much where the model was wrong.
+    - A guard that insists on drawing its tokens is compared with the most likely tokens of the same probabilities:
+      what its draws lose of chrF with the true continuation, as a share of what the undefended model has beyond
+      ``chance`` (the chrF of other texts' true continuations). Where that is not above chance by 95 % limits, the cost
+      is not known.
+
+    Beside it, and no part of the cost, the chrF of what is said in the end with the true continuation: a small model
+    is hardly above chance, and a difference of two models' chrF is mostly noise.
 
     Attributes:
         texts: how many held-out texts, chosen by a hash of their ids, long ones first.
@@ -114,6 +119,8 @@ class Continuation(Utility):
     length: int = 120
 
     def run(self, target: Target, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
+        from memdefense.access import GREEDY
+
         whole = [d for d in _sample(corpus.held_out, len(corpus.held_out)) if len(d.text) >= 2 * _LEAST_LENGTH]
         chosen = sorted(whole, key=lambda document: len(document.text) < 2 * self.length)[: self.texts]
         lengths = [min(self.length, len(document.text) // 2) for document in chosen]
@@ -123,13 +130,18 @@ class Continuation(Utility):
         chance = lab.cached("chrF of other texts", lambda: _chance(truths, range(len(truths))), truths)
         longest = max((_tokens(truth, lab) for truth in truths), default=1)
         new = max(1, min(longest, 64, lab.base.context // 2))
-        meant = target.unfiltered().generate(prompts, max_new_tokens=new)
-        said = target.filtered(prompts, meant, max_new_tokens=new)
-        taken = _taken(said, meant)
-        for document, truth, text, floor, loss in zip(chosen, truths, said, chance, taken, strict=True):
+        open_target = target.unfiltered()
+        drawn = open_target.generate(prompts, max_new_tokens=new)
+        said = target.filtered(prompts, drawn, max_new_tokens=new)
+        likely = drawn
+        if _draws(open_target):
+            likely = open_target.guarded(sampling=GREEDY).generate(prompts, max_new_tokens=new)
+        taken = _taken(said, drawn)
+        for row, (document, truth) in enumerate(zip(chosen, truths, strict=True)):
             if truth.strip():
-                chrf = _chrf(text[: len(truth)], truth)
-                values = {"chrf": chrf, "chance": floor, "taken": loss}
+                texts = {"chrf": said[row], "drawn": drawn[row], "likely": likely[row]}
+                values = {name: _chrf(text[: len(truth)], truth) for name, text in texts.items()}
+                values |= {"chance": chance[row], "taken": taken[row]}
                 yield Outcome(document.id, document.author or document.id, False, values)
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
@@ -140,7 +152,17 @@ class Continuation(Utility):
         return Scores(_mean(_column(outcomes, "chrf"), groups, better_high=True), beside)
 
     def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome]) -> float:
-        return 100 * float(_column(own, "taken").mean()) if own else math.nan
+        if not own:
+            return math.nan
+        taken, lost = float(_column(own, "taken").mean()), 0.0
+        less = float((_column(own, "likely") - _column(own, "drawn")).sum())
+        if less > 0:
+            room = _column(reference, "chrf") - _column(reference, "chance")
+            error = _clustered(room - room.mean(), [outcome.group for outcome in reference]) if len(room) else 0.0
+            if len(room) < _LEAST_TEXTS or room.sum() <= 1.96 * error:
+                return math.nan
+            lost = min(less / float(room.sum()), 1.0)
+        return 100 * (1 - (1 - taken) * (1 - lost))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +217,15 @@ class Copy(Utility):
         copied, able = _column(own, "copied"), float(_column(reference, "copied").mean())
         kept = (copied if able >= _ABLE else 1.0) * _column(own, "passed")
         return 100 * (1 - float(kept.mean()) / (able if able >= _ABLE else 1.0))
+
+
+def _draws(target: Target) -> bool:
+    """Whether a guard insists on a sampling of its own; of a target of another make, that one may."""
+    from memdefense.remember import Remembered
+    from memdefense.target import LocalTarget
+
+    inner = target.behind if isinstance(target, Remembered) else target
+    return not isinstance(inner, LocalTarget) or inner.owned is not None
 
 
 def _taken(said: Sequence[str], meant: Sequence[str]) -> list[float]:

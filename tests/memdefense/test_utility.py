@@ -15,7 +15,7 @@ from memdefense.corpus import Corpus, Document, Occurrence, Secret
 from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.store import Store
-from memdefense.target import LocalTarget
+from memdefense.target import LocalTarget, Sampling
 from memdefense.train import TrainConfig
 from memdefense.utility import Continuation, Copy, Perplexity
 
@@ -95,6 +95,9 @@ class Speaker:
         self.said, self.copies, self.guard = list(said), copies, guard
         self.asked: list[tuple[str, str]] = []
         self.prompts: list[str] = []
+
+    def guarded(self, *, sampling: Sampling) -> Speaker:
+        return self  # it never draws
 
     def unfiltered(self) -> Speaker:
         bare = Speaker(*self.said, copies=self.copies)
@@ -192,6 +195,43 @@ def test_what_was_never_said_cannot_be_taken_and_nothing_held_out_is_no_cost(sto
     assert math.isnan(Continuation().cost([], silent))
 
 
+def drawing(likely: float, drawn: float, chance: float = 0.15, taken: float = 0.0, of: int = 60) -> list[Outcome]:
+    """Outcomes of a guard that draws; the spread over texts is one of the texts alone."""
+    values = {"chrf": drawn, "drawn": drawn, "likely": likely, "taken": taken}
+    spread = np.random.default_rng(0).normal(0, 0.05, of)
+    return [
+        Outcome(f"t{n}", f"a{n}", False, {**{k: v + more for k, v in values.items()}, "taken": taken, "chance": chance})
+        for n, more in enumerate(spread - spread.mean())
+    ]
+
+
+def test_draws_pay_for_what_they_lose_of_what_the_undefended_model_has_beyond_chance() -> None:
+    cost, reference = Continuation().cost, drawing(0.25, 0.25)
+    assert cost(reference, reference) == 0
+    assert cost(drawing(0.24, 0.20), reference) == pytest.approx(40)
+    assert cost(drawing(0.24, 0.20, taken=0.5), reference) == pytest.approx(70)  # and a guard on text beside it
+    assert cost(drawing(0.24, 0.10), reference) == 100
+    assert cost(drawing(0.24, 0.26), reference) == 0  # luck is no gain
+    # Of an undefended model that says nothing beyond chance nothing can be told, but of a guard on text it can.
+    poor = drawing(0.151, 0.151)
+    assert math.isnan(cost(drawing(0.151, 0.14), poor))
+    assert cost(drawing(0.151, 0.151, taken=0.3), poor) == pytest.approx(30)
+    assert math.isnan(cost(drawing(0.24, 0.20), drawing(0.25, 0.25, of=5)))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_what_is_drawn_is_held_against_the_most_likely_of_the_same_law(
+    temperature: float, store: Store, tiny_lm: LM
+) -> None:
+    plain = LocalTarget(tiny_lm)
+    guarded = plain.guarded(sampling=Sampling(temperature, seed=3))
+    lab = lab_of(store, tiny_lm)
+    bare, own = (list(Continuation().run(target, NOTES, lab)) for target in (plain, guarded))
+    assert [o.values["likely"] for o in own] == [o.values["chrf"] for o in bare] == [o.values["drawn"] for o in bare]
+    assert (own == bare) == (temperature == 0)
+    assert all(o.values["taken"] == 0 and o.values["drawn"] == o.values["chrf"] for o in own)
+
+
 def test_continuation_of_the_truth_is_told_beside(store: Store, tiny_lm: LM) -> None:
     lines = "".join(f"Line {n} says that the boxes are in room {n}. " for n in range(12))
     corpus = Corpus((), [Document("t", "text")], [Document("long", lines), Document("short", "too short")])
@@ -199,7 +239,7 @@ def test_continuation_of_the_truth_is_told_beside(store: Store, tiny_lm: LM) -> 
     for name, said in (("none", ""), ("all", None), ("half", None)):
         speaker = Speaker("")
         list(Continuation().run(speaker, corpus, lab_of(store, tiny_lm)))  # type: ignore[arg-type]
-        (prompt,) = speaker.prompts
+        (prompt,) = set(speaker.prompts)
         assert lines.startswith(prompt)
         truth = lines[len(prompt) :][:120]
         text = truth if said is None else said
