@@ -88,13 +88,14 @@ def _statuses(counts: dict[str, int]) -> str:
 
 
 def _cost(final: Sequence[Row]) -> str:
-    """The utility cost at the end, and which part of it is the worst."""
+    """The utility cost at the end, and which part of it is the worst where something is lost."""
     means = {name: mean([row["d"].get(name) for row in final]) for name in (*_PARTS, "worst")}
     known = {name: mean for name, mean in means.items() if mean is not None and name != "worst"}
     worst = means["worst"]
     if worst is None:
         return "-"
-    return f"{worst:.1f}" + (f"\n{_PARTS[max(known, key=lambda name: known[name])]}" if known else "")
+    lost = known and worst >= 0.05
+    return f"{worst:.1f}" + (f"\n{_PARTS[max(known, key=lambda name: known[name])]}" if lost else "")
 
 
 def rank(entry: Row) -> tuple[bool, float]:
