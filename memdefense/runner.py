@@ -22,7 +22,7 @@ from memdefense.errors import DataError, SpecError, hint
 from memdefense.lab import Lab
 from memdefense.limits import limited_corpus, with_general_text
 from memdefense.lm import LM, best_device
-from memdefense.recipe import code_of
+from memdefense.recipe import code_of, code_of_run
 from memdefense.reference import UNDEFENDED
 from memdefense.results import Results, Writer
 from memdefense.settings import Settings
@@ -65,6 +65,7 @@ def run(
     if not played:
         raise SpecError("no attack was named; give one, such as prefix")
     writer = Writer(Path(settings.output)) if settings.output else None  # first: a wrong folder is told at once
+    _pin([chosen, *(spec for specs in arms.values() for spec in specs)], [*played, *utilities])
     work = prepare(chosen, settings, progress)
     if writer:
         writer.text("config.json", json.dumps(_described(chosen, arms, played, settings, work), indent=1, default=str))
@@ -79,6 +80,18 @@ def run(
     finally:
         _tell_reuse(work.bench.store)
     return Results(sheet.rows, entries, writer.folder if writer else None)
+
+
+def _pin(plugins: Sequence[object], measures: Sequence[Measure]) -> None:
+    """Reads the code that keys are made of now, which is read once a process.
+
+    A file that is edited while a run goes on must not lend its name to what the code that was loaded before makes.
+    """
+    core = [f"memdefense.{name}" for name in ("lab", "fit", "pipeline", "remember", "target", "entries")]
+    for plugin in (*plugins, *measures, *core):
+        code_of(plugin)
+    for measure in measures:
+        code_of_run(measure)
 
 
 def one_benchmark(given: Benchmark | str) -> Benchmark:

@@ -110,7 +110,7 @@ class Sheet:
         reference = self._references[seed]
         whole = zip(self._utilities, found, reference.outcomes[reference.best], strict=True)
         costs = {u.name: u.cost(own, theirs) for u, own, theirs in whole}
-        delta = _worst(costs, needed=Continuation.name if bare else "")
+        delta = _worst(costs, [Perplexity.name, *([Continuation.name] if bare else [])])
         status = reference.status(defended, point, found, utility[Perplexity.name].headline.value)
         for number, attack in enumerate(self._attacks):
             if work.bench.progress:
@@ -201,7 +201,8 @@ class Sheet:
                 **self._names(defense, attack),
                 "defense": defense.spec,
                 "outside": [defense.outside(), attack.outside()],
-                "code": [code_of(work.benchmark), code_of(defense), code_of(attack), code_of("memdefense.lab")],
+                "code": [code_of(part) for part in (work.benchmark, defense, attack, "memdefense.lab")],
+                "utilities": [code_of(utility) for utility in self._utilities],
                 "config": dataclasses.asdict(work.config),
                 "corpus": work.corpus_digest,
                 "settings": [self._settings.detector_recall, self._settings.edit_all, self._settings.limit],
@@ -237,12 +238,13 @@ def _detector_recall(work: Work) -> float | None:
     return hits / total if total else None
 
 
-def _worst(costs: Mapping[str, float], needed: str) -> float:
-    """The largest cost, those that could not be measured left out; NaN where none is left.
+def _worst(costs: Mapping[str, float], needed: Sequence[str]) -> float:
+    """The largest cost, those that could not be measured left out; NaN where one of the needed is not known.
 
     Args:
         costs: by utility.
-        needed: the one that must be known: of a guard, which the others may not see at all.
+        needed: those without which a point may have lost anything, of which the others see nothing.
     """
-    known = [cost for cost in costs.values() if not math.isnan(cost)]
-    return max(known) if known and not math.isnan(costs.get(needed, 0.0)) else math.nan
+    if any(math.isnan(costs[name]) for name in needed):
+        return math.nan
+    return max(cost for cost in costs.values() if not math.isnan(cost))

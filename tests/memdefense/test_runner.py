@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
-import math
 import os
 import signal
 import subprocess
@@ -33,6 +33,7 @@ from memdefense import (
     SpecError,
     Target,
     TextTarget,
+    recipe,
 )
 from memdefense.access import Again
 from memdefense.attack import Access, Term
@@ -170,9 +171,7 @@ def test_the_undefended_baseline_and_the_trivial_rows_come_along(tmp_path: Path)
     assert {entry["defense_label"] for entry in results.entries} == {"none", "rmft", "never-trained", "refuse"}
     assert all(row["status"] in ("ok", "no-op", "collapsed") for row in results.points)
     refuse = of(results, "refuse")[-1]
-    # The tiny model continues no text better than chance, so what silence costs cannot be told.
-    assert math.isnan(refuse["d"]["continuation"])
-    assert math.isnan(refuse["d"]["worst"])
+    assert refuse["d"]["continuation"] == refuse["d"]["worst"] == 100
     assert refuse["scores"]["hit_rate"]["events"] == 0
     assert min(row["d"]["perplexity"] for row in of(results, "none")) == pytest.approx(0)
 
@@ -287,6 +286,47 @@ def test_a_second_run_reads_everything_from_the_store_and_says_the_same(
     assert [told(row) for row in again.points] == [told(row) for row in first.points]
     assert [told(row) for row in again.entries] == [told(row) for row in first.entries]
     assert (tmp_path / "out" / "results.jsonl").read_text() == lines, "a row is written once"
+
+
+@dataclasses.dataclass(frozen=True)
+class Edited(TinyBenchmark):
+    """While its corpus is read, somebody edits a plugin that is loaded."""
+
+    file: str = ""
+
+    def corpus(self) -> Corpus:
+        path = Path(self.file)
+        path.write_text(path.read_text().replace("lower", "upper"))
+        return super().corpus()
+
+
+PLUGIN = """
+import dataclasses
+from memdefense import Defense
+
+@dataclasses.dataclass(frozen=True)
+class Lowercase(Defense):
+    name = "lowercase"
+    summary = "Lower case."
+
+    def curate(self, documents, lab, *, epoch=0):
+        return [dataclasses.replace(document, text=document.text.lower()) for document in documents]
+"""
+
+
+def test_a_plugin_that_is_edited_meanwhile_is_named_by_the_code_that_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "edited_meanwhile.py"
+    file.write_text(PLUGIN)
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded = importlib.import_module("edited_meanwhile")
+    of_file = recipe._closure_digest.__wrapped__
+    before = of_file("edited_meanwhile")
+    memdefense.run(Edited(file=str(file)), [loaded.Lowercase()], [Prefix()], store=str(tmp_path / "store"))
+    assert ".upper()" in file.read_text()
+    assert of_file("edited_meanwhile") != before
+    assert recipe._closure_digest("edited_meanwhile") == before
 
 
 def test_two_stores_give_the_same_rows(tmp_path: Path) -> None:
