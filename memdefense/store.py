@@ -79,13 +79,15 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        with self._writing():
+        try:
             for part in ("artifacts", "work", "leases"):
                 (folder / part).mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.chmod(0o700)
             probe = folder / f".probe-{os.getpid()}"
             probe.write_text("")
             probe.unlink()
+        except OSError as error:
+            raise StoreError(self._cannot(os.strerror(error.errno or 0))) from error
         self.events: list[dict[str, object]] = []
 
     def make(self, kind: str, parts: Parts, maker: Callable[[Path], Facts], *, family: str = "") -> Artifact:

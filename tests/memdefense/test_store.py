@@ -182,12 +182,13 @@ def test_clear_work_spares_what_a_living_process_makes(box: Store) -> None:
         assert [path.name for path in (box.folder / "work").iterdir()] == ["alive"]
 
 
-def test_unwritable_store_names_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [errno.EROFS, errno.ENOENT, errno.ELOOP])
+def test_unwritable_store_names_the_way_out(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(self: Path, *_: object, **__: object) -> NoReturn:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+        raise OSError(code, os.strerror(code), str(self))
 
     monkeypatch.setattr(Path, "mkdir", refused)
-    with pytest.raises(StoreError, match=r"(?s)store.*Read-only.*--store"):
+    with pytest.raises(StoreError, match=rf"(?s)store.*{os.strerror(code)}.*--store"):
         Store(tmp_path / "store")
 
 
