@@ -27,10 +27,10 @@ _TRIES = 20  # draws for each alternative that is wanted, before fewer are taken
 class Exposure(Attack):
     """log2((m + 1) / rank) of every canary's value among m values of its format that nobody inserted.
 
-    Each value stands after the canary's own prefix, and the log-probability of all its tokens is what is ranked: rank
-    = 1 + the number of better ones + half the ties. The m alternatives are the values of the canaries that were left
-    out, and codes drawn anew in the same format. Nothing better than the ``ceiling`` log2(m + 1) can be seen, however
-    well the model knows the value.
+    Each value stands after the canary's own prefix, and the log-probability of all its tokens is what is ranked; of
+    equals every order is as good as any other, and the mean over their ranks is taken [ours]. The m alternatives are
+    the values of the canaries that were left out, and codes drawn anew in the same format. Nothing better than the
+    ``ceiling`` log2(m + 1) can be seen, however well the model knows the value.
 
     Leakage is the mean over inserted canaries of (exposure - e0) / (ceiling - e0) [ours], where e0 is the mean exposure
     of a value whose every rank from 1 to m + 1 is equally probable: 0 is chance and 1 is every canary ranked first. It
@@ -149,8 +149,9 @@ class Exposure(Attack):
 def exposure_of(scores: Floats) -> float:
     """The exposure of the first of (m + 1,) scores among the rest."""
     rest = scores[1:]
-    rank = 1 + np.count_nonzero(rest > scores[0]) + np.count_nonzero(rest == scores[0]) / 2
-    return math.log2(len(scores) / rank)
+    first = 1 + np.count_nonzero(rest > scores[0])
+    ranks = np.arange(first, first + np.count_nonzero(rest == scores[0]) + 1)
+    return math.log2(len(scores)) - float(np.log2(ranks).mean())
 
 
 def chance_exposure(alternatives: int) -> float:

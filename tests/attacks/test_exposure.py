@@ -60,17 +60,18 @@ def test_contract() -> None:
     check_attack(Exposure(alternatives=7), Planted())
 
 
-def test_rank_counts_the_better_and_half_the_ties() -> None:
+def test_exposure_is_the_mean_over_the_orders_of_equals() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):
         scores = rng.integers(0, 6, 20).astype(np.float64)
         order = [place for place, _ in sorted(enumerate(scores), key=lambda item: -item[1])]
-        # Over all orders of equal scores, the mean place of the first (from 1).
+        # Every place (from 1) that the first may take among its equals.
         places = [1 + order.index(place) for place in range(20) if scores[place] == scores[0]]
-        assert exposure_of(scores) == pytest.approx(math.log2(20 / np.mean(places)))
+        assert exposure_of(scores) == pytest.approx(np.mean([math.log2(20 / place) for place in places]))
     assert exposure_of(np.array([0.0, -1.0, -1.0, -1.0])) == 2.0
     assert exposure_of(np.array([-9.0, -1.0, -1.0, -1.0])) == 0.0
-    assert exposure_of(np.full(4, -np.inf)) == pytest.approx(math.log2(4 / 2.5))
+    # Where all are equal it is chance, to the last digit.
+    assert exposure_of(np.full(4, -np.inf)) == pytest.approx(chance_exposure(3), abs=1e-12)
 
 
 def test_exposure_equals_brute_force_on_the_logits(store: Store, tiny_lm: LM) -> None:
