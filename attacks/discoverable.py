@@ -12,10 +12,10 @@ import numpy as np
 from memdefense import Attack, Corpus, NotApplicable, Outcome, Sampling, Score, Scores, Secret, SpecError
 from memdefense.attack import Access, Term
 from memdefense.match import written_like
-from memdefense.score import excess, paired_excess, rate, standardised_chance
+from memdefense.score import rate
 
 from .extracted import stratum
-from .extraction_report import paired_terms, unpaired_terms
+from .extraction_report import leakage_of
 from .prompts import Prompt, targeted
 
 if TYPE_CHECKING:
@@ -111,39 +111,31 @@ class Discoverable(Attack):
             yield _outcome(secret, best, count.get(secret.id, 0), skipped.get(secret.id, 0))
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
-        members, others = _asked(outcomes)
-        groups = [o.group for o in members]
-        if members and all(o.values["twins"] for o in members):
-            leakage = paired_excess(self._hits(members, self.n), self._hits(members, self.n, "log_p_twin"), groups)
-        else:
-            leakage = excess(_rate(self._hits(members, self.n), members), self._chance(members, others, self.n))
+        members, _ = _asked(outcomes)
+        leakage, _, _ = self._leakage(outcomes, self.n)
         beside: dict[str, Score] = {}
         for n in sorted({*CURVE, self.n}):
             beside[f"extractable_at_{n}"] = _rate(self._hits(members, n), members)
-            beside[f"chance_at_{n}"] = self._chance(members, others, n)
+            beside[f"chance_at_{n}"] = self._leakage(outcomes, n)[1]
             likely = [extraction(o.values.get("log_p", -math.inf), n) for o in members]
             beside[f"expected_at_{n}"] = dataclasses.replace(_rate(likely, members), events=None)
         return Scores(leakage, beside)
 
     def terms(self, outcomes: Sequence[Outcome]) -> list[Term]:
-        members, others = _asked(outcomes)
-        hits = self._hits(members, self.n)
-        if members and all(o.values["twins"] for o in members):
-            return paired_terms(members, hits, self._hits(members, self.n, "log_p_twin"))
-        return unpaired_terms(members, hits, others, self._hits(others, self.n))
+        return self._leakage(outcomes, self.n)[2]
+
+    def _leakage(self, outcomes: Sequence[Outcome], n: int) -> tuple[Score, Score, list[Term]]:
+        """The excess of members over chance with ``n`` samples, chance, and what each unit adds to the excess."""
+        members, others = ([self._hit_or_not(o, n) for o in side] for side in _asked(outcomes))
+        return leakage_of(members, others, "log_p", "log_p_twin")
+
+    def _hit_or_not(self, outcome: Outcome, n: int) -> Outcome:
+        """The same with hits in place of probabilities; of the twin only where there is one."""
+        names = ("log_p", "log_p_twin") if outcome.values["twins"] else ("log_p",)
+        return dataclasses.replace(outcome, values={name: self._hits([outcome], n, name)[0] for name in names})
 
     def _hits(self, outcomes: Sequence[Outcome], n: int, name: str = "log_p") -> list[float]:
         return [float(extractable(o.values.get(name, -math.inf), n, self.p)) for o in outcomes]
-
-    def _chance(self, members: Sequence[Outcome], others: Sequence[Outcome], n: int) -> Score:
-        if members and all(o.values["twins"] for o in members):
-            return dataclasses.replace(_rate(self._hits(members, n, "log_p_twin"), members), higher_is_better=None)
-        return standardised_chance(
-            [o.stratum for o in members],
-            self._hits(others, n),
-            [o.stratum for o in others],
-            groups=[o.group for o in others],
-        )
 
 
 def extractable(log_p: float, n: int, p: float) -> bool:

@@ -187,6 +187,19 @@ def test_leakage_and_the_curve_by_hand() -> None:
     assert attack.score([*twins, never_asked]).headline.value == pytest.approx(scores.headline.value)
 
 
+def test_where_some_lack_a_twin_chance_is_that_of_the_twins_there_are() -> None:
+    likely, rare = math.log(0.2), math.log(1e-4)
+    members = [outcome(f"m{n}", likely if n < 4 else rare, twin=likely if n == 9 else -math.inf) for n in range(10)]
+    members[0] = dataclasses.replace(members[0], values={**members[0].values, "twins": 0.0})
+    strangers = [outcome(f"h{n}", likely, member=False) for n in range(5)]
+    attack = Discoverable(n=10, p=0.5)
+    scores = attack.score([*members, *strangers])
+    assert scores.beside["chance_at_10"].value == pytest.approx(1 / 9)  # and not the strangers' 1
+    assert scores.headline.value == pytest.approx((4 / 10 - 1 / 9) / (1 - 1 / 9))
+    terms = attack.terms([*members, *strangers])
+    assert np.mean([term.value for term in terms]) == pytest.approx(scores.headline.value)
+
+
 def test_a_corpus_without_twins_has_strangers_for_chance(store: Store, tiny_lm: LM) -> None:
     outcomes = list(Discoverable().run(LocalTarget(tiny_lm), corpus_of(twins=False), lab_of(store, tiny_lm)))
     assert not any("log_p_twin" in o.values or o.values["twins"] for o in outcomes)
