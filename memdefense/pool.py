@@ -7,6 +7,7 @@ that measured are gone.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from memdefense.pipeline import read_outcomes, scored
 from memdefense.reference import UNDEFENDED
 from memdefense.results import Results, Row, Writer, check_new, latest, outcomes_path, place_of, read_rows, score_rows
 from memdefense.tally import Tally, measured_of
+
+logger = logging.getLogger(__name__)
 
 # In what a point that stands in two folders must be the same.
 _SAME = ("recipe", "leakage", "status", "d")
@@ -54,6 +57,7 @@ def pool(folders: Sequence[Path], output: Path) -> Results:
     rows = _rows(folders)
     attacks = _attacks([row["attack_spec"] for row, _ in rows])
     _undefended(rows)
+    _of_one_make(rows)
     for row, folder in rows:
         if not _failed(row) and not outcomes_path(folder, row).is_file():
             raise DataError(f"{outcomes_path(folder, row)} is missing: without outcomes nothing can be scored anew")
@@ -129,6 +133,26 @@ def _undefended(rows: Sequence[tuple[Row, Path]]) -> None:
                 f"{folder} has {row['defense_spec']} under {row['attack_spec']} with seed {row['seed']}, and no folder "
                 "the undefended run of that seed"
             )
+
+
+def _of_one_make(rows: Sequence[tuple[Row, Path]]) -> None:
+    """Raises where arms start from other weights; warns where other code trained them or priced their utility.
+
+    Rows of before this was written down say nothing, and are taken.
+    """
+    made: dict[str, dict[str, Path]] = {"base": {}, "core": {}}
+    for row, folder in rows:
+        for name, found in made.items():
+            if digest := row["provenance"].get(name):
+                found.setdefault(digest, folder)
+    bases, cores = ([str(folder) for folder in found.values()] for found in made.values())
+    if len(bases) > 1:
+        raise DataError(f"{' and '.join(bases)} started from different weights; their numbers do not compare")
+    if len(cores) > 1:
+        logger.warning(
+            "%s are of different versions of the code that trains models and prices utility; numbers may not compare",
+            " and ".join(cores),
+        )
 
 
 def _add(tally: Tally, writer: Writer, row: Row, folder: Path, attack: Attack) -> None:

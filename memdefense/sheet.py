@@ -51,12 +51,17 @@ class Sheet:
         )
         self._references: dict[int, Reference] = {}
         self._recall = _detector_recall(work)
-        self._provenance = provenance(
-            work.bench.device,
-            torch.get_num_threads(),
-            precision(work.config.dtype, work.bench.device, width=work.base.width),
-            work.base.origin or work.base_digest[:12],
-        )
+        self._provenance = {
+            **provenance(
+                work.bench.device,
+                torch.get_num_threads(),
+                precision(work.config.dtype, work.bench.device, width=work.base.width),
+                work.base.origin or work.base_digest[:12],
+            ),
+            "base": work.base_digest[:12],
+            # What all arms share: other code may train, measure or price otherwise.
+            "core": digest([code_of("memdefense.lab"), *(code_of(utility) for utility in utilities)])[:12],
+        }
         self._tally = Tally(attacks, self._provenance)
 
     @property

@@ -74,6 +74,27 @@ def test_a_folder_alone_is_scored_anew_from_its_outcomes(runs: Path, tmp_path: P
     assert told(list(read_rows(tmp_path / "new"))) == told(list(read_rows(runs / "first")))
 
 
+def test_other_base_weights_do_not_compare_and_other_code_is_told(
+    runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def other(name: str, value: str | None) -> Path:
+        folder = tmp_path / f"{name}-{value}"
+        shutil.copytree(runs / "second", folder)
+        rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+        for row in rows:
+            row["provenance"][name] = value
+        (folder / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return folder
+
+    with pytest.raises(DataError, match="started from different weights"):
+        pool([runs / "first", other("base", "0" * 12)], tmp_path / "bases")
+    pool([runs / "first", runs / "second"], tmp_path / "same")
+    pool([runs / "first", other("core", None)], tmp_path / "unknown")
+    assert not caplog.messages
+    pool([runs / "first", other("core", "0" * 12)], tmp_path / "cores")
+    assert [message for message in caplog.messages if "different versions of the code" in message]
+
+
 def test_a_defense_stands_where_it_was_attacked(runs: Path, tmp_path: Path) -> None:
     memdefense.run(
         tiny_benchmark(),
