@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from memdefense import Attack, Corpus, DataError, Document, ModelError, Outcome, Score, Scores, Signals, SpecError
+from memdefense import Attack, Corpus, Document, ModelError, NotApplicable, Outcome, Score, Scores, Signals, SpecError
 from memdefense.attack import Access, Term
 from memdefense.score import excess, rate
 from memdefense.spans import token_offsets
@@ -68,7 +68,7 @@ class Verbatim(Attack):
         Raises:
             SpecError: a number of tokens or documents below 1.
             ModelError: the model's context is shorter than prefix and length together.
-            DataError: no training document, or no held-out one, is long enough.
+            NotApplicable: no training document, or no held-out one, is long enough.
             NotApplicable: nothing was held out.
         """
         for name in ("prefix", "length", "members"):
@@ -96,7 +96,7 @@ class Verbatim(Attack):
                 yield from self._outcomes(long, member, circle, target, lab)
         for member, name in ((True, "training"), (False, "held-out")):
             if not counts[member]:
-                raise DataError(f"no {name} document has {whole} tokens; lower verbatim:prefix or verbatim:length")
+                raise NotApplicable(f"no {name} document has {whole} tokens; lower verbatim:prefix or verbatim:length")
         lab.note(too_short=short, on_both_sides=two.shared)
 
     def _outcomes(
