@@ -177,10 +177,11 @@ class Copy(Utility):
     """Whether a value that the prompt gave is repeated: a mail merge, a quoted address, a form filled twice.
 
     Two things are asked of values that stand a second time in a held-out text. Does the model, before any guard on
-    text, go on with the value there? And do the guards on text let the value through, supposed a model says it? The
-    second asks nothing of the model, so a filter pays for what it blocks whatever the model can do. The cost is the
-    percent of the product that is lost; where the undefended model copies fewer than half of the values, a loss of its
-    own would be noise, and only the second counts.
+    text, go on with the value there? And do the guards on text let the value through, supposed a model says it and then
+    what follows it in truth? The second asks nothing of the model, so a filter pays for the percent of values that it
+    blocks, whatever the model can do. What is copied and let through in the end counts as well, and the larger loss is
+    the cost, where the undefended model copies at least four fifths of at least a hundred values: of fewer, a loss of
+    the model's own would be noise.
 
     Attributes:
         places: how many repeated mentions in held-out text, chosen by a hash.
