@@ -112,14 +112,14 @@ class Discoverable(Attack):
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
         members, _ = _asked(outcomes)
-        leakage, _, _ = self._leakage(outcomes, self.n)
+        read = {n: self._leakage(outcomes, n) for n in sorted({*CURVE, self.n})}
         beside: dict[str, Score] = {}
-        for n in sorted({*CURVE, self.n}):
+        for n, (_, chance, _) in read.items():
             beside[f"extractable_at_{n}"] = _rate(self._hits(members, n), members)
-            beside[f"chance_at_{n}"] = self._leakage(outcomes, n)[1]
+            beside[f"chance_at_{n}"] = chance
             likely = [extraction(o.values.get("log_p", -math.inf), n) for o in members]
             beside[f"expected_at_{n}"] = dataclasses.replace(_rate(likely, members), events=None)
-        return Scores(leakage, beside)
+        return Scores(read[self.n][0], beside)
 
     def terms(self, outcomes: Sequence[Outcome]) -> list[Term]:
         return self._leakage(outcomes, self.n)[2]

@@ -68,8 +68,7 @@ class Verbatim(Attack):
         Raises:
             SpecError: a number of tokens or documents below 1.
             ModelError: the model's context is shorter than prefix and length together.
-            NotApplicable: no training document, or no held-out one, is long enough.
-            NotApplicable: nothing was held out.
+            NotApplicable: nothing was held out, or no training or held-out document is long enough.
         """
         for name in ("prefix", "length", "members"):
             if getattr(self, name) < 1:

@@ -35,6 +35,16 @@ if TYPE_CHECKING:
     from memdefense.lm import LM
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Call:
+    """What was asked at once: the prompts, as they are fed, how many new tokens each, and how those are drawn."""
+
+    prompts: Sequence[str]
+    ids: Sequence[list[int]]
+    new: int
+    sampling: Sampling
+
+
 @dataclasses.dataclass(frozen=True)
 class LocalTarget:
     """A model in this process, behind any number of guards.
@@ -87,8 +97,7 @@ class LocalTarget:
         """
         if max_new_tokens < 1:
             raise SpecError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-        ids = [cropped(self.lm, opened(self.lm, prompt), max_new_tokens) for prompt in prompts]
-        return self._said(prompts, ids, range(len(prompts)), max_new_tokens, sampling, self.texts)
+        return self._said(self._call(prompts, max_new_tokens, sampling), range(len(prompts)), self.texts)
 
     def unfiltered(self) -> LocalTarget:
         """The same weights, laws and sampling, before the text guards."""
@@ -98,9 +107,8 @@ class LocalTarget:
         """What the text guards make of given continuations; what they draw anew is what `generate` would draw."""
         if not self.texts:
             return list(continuations)
-        ids = [cropped(self.lm, opened(self.lm, prompt), max_new_tokens) for prompt in prompts]
-        places = range(len(prompts))
-        return self._behind(list(continuations), prompts, ids, places, max_new_tokens, GREEDY, self.texts)
+        call = self._call(prompts, max_new_tokens, GREEDY)
+        return self._behind(call, range(len(prompts)), list(continuations), self.texts)
 
     def continues(self, prompts: Sequence[str], values: Sequence[str]) -> list[bool]:
         """Whether greedy generation begins with the value, leading white space aside.
@@ -172,44 +180,31 @@ class LocalTarget:
             return sampling
         return dataclasses.replace(self.owned, seed=self.owned.seed + sampling.seed)
 
-    def _said(
-        self,
-        prompts: Sequence[str],
-        ids: Sequence[list[int]],
-        places: Sequence[int],
-        new: int,
-        sampling: Sampling,
-        guards: Sequence[TextGuard],
-    ) -> list[str]:
+    def _call(self, prompts: Sequence[str], new: int, sampling: Sampling) -> _Call:
+        ids = [cropped(self.lm, opened(self.lm, prompt), new) for prompt in prompts]
+        return _Call(prompts, ids, new, sampling)
+
+    def _said(self, call: _Call, places: Sequence[int], guards: Sequence[TextGuard]) -> list[str]:
         """The continuations at some places of a call, behind some of the text guards."""
-        drawn, kept = self._drawn(sampling), 1 + reach(self.laws)
+        drawn, kept = self._drawn(call.sampling), 1 + reach(self.laws)
         said = [""] * len(places)
-        lengths = [len(ids[place]) + new for place in places]
+        lengths = [len(call.ids[place]) + call.new for place in places]
         for rows in batches(self.lm, lengths, size=self.batch_size, kept=kept):
             asked = [places[row] for row in rows]
-            made = self._continue([ids[place] for place in asked], asked, new, drawn)
+            made = self._continue([call.ids[place] for place in asked], asked, call.new, drawn)
             for row, place, tokens in zip(rows, asked, made, strict=True):
-                said[row] = spelled(self.lm, ids[place], tokens)
-        return self._behind(said, prompts, ids, places, new, sampling, guards)
+                said[row] = spelled(self.lm, call.ids[place], tokens)
+        return self._behind(call, places, said, guards)
 
-    def _behind(
-        self,
-        said: list[str],
-        prompts: Sequence[str],
-        ids: Sequence[list[int]],
-        places: Sequence[int],
-        new: int,
-        sampling: Sampling,
-        guards: Sequence[TextGuard],
-    ) -> list[str]:
+    def _behind(self, call: _Call, places: Sequence[int], said: list[str], guards: Sequence[TextGuard]) -> list[str]:
         """What some of the text guards make of the continuations at some places of a call."""
-        chosen = [prompts[place] for place in places]
+        chosen = [call.prompts[place] for place in places]
         for number, guard in enumerate(guards):
 
             def again(rows: Sequence[int], seed: int, before: Sequence[TextGuard] = guards[:number]) -> list[str]:
-                scheme = sampling if sampling.temperature else PLAIN
-                moved = dataclasses.replace(scheme, seed=_moved(sampling.seed, seed))
-                return self._said(prompts, ids, [places[row] for row in rows], new, moved, before)
+                scheme = call.sampling if call.sampling.temperature else PLAIN
+                moved = dataclasses.replace(scheme, seed=_moved(call.sampling.seed, seed))
+                return self._said(dataclasses.replace(call, sampling=moved), [places[row] for row in rows], before)
 
             said = list(guard(chosen, said, again))
             if len(said) != len(chosen):

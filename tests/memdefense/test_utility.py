@@ -16,7 +16,7 @@ from memdefense.corpus import Corpus, Document, Occurrence, Secret
 from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.store import Store
-from memdefense.target import GREEDY, LocalTarget, Sampling, TextGuard
+from memdefense.target import GREEDY, LocalTarget, Sampling, TextGuard, _Call
 from memdefense.train import TrainConfig
 from memdefense.utility import Continuation, Copy, Perplexity
 
@@ -100,19 +100,10 @@ def speaks(monkeypatch: pytest.MonkeyPatch, tiny_lm: LM) -> Speaks:
     def made(
         *said: str, copies: bool = True, guard: Guard | None = None, prompts: list[str] | None = None
     ) -> LocalTarget:
-        def scripted(
-            self: LocalTarget,
-            asked: Sequence[str],
-            ids: Sequence[list[int]],
-            places: Sequence[int],
-            new: int,
-            sampling: Sampling,
-            guards: Sequence[TextGuard],
-        ) -> list[str]:
+        def scripted(self: LocalTarget, call: _Call, places: Sequence[int], guards: Sequence[TextGuard]) -> list[str]:
             if prompts is not None:
-                prompts.extend(asked)
-            texts = [said[place % len(said)] for place in places]
-            return self._behind(texts, asked, ids, places, new, sampling, guards)
+                prompts.extend(call.prompts)
+            return self._behind(call, places, [said[place % len(said)] for place in places], guards)
 
         def copied(self: LocalTarget, asked: Sequence[str], values: Sequence[str]) -> list[bool]:
             assert not self.texts  # the model is asked, and not its guard
