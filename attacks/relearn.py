@@ -97,8 +97,8 @@ class Relearn(Attack):
 
     def part(self, corpus: Corpus) -> list[Document]:
         """The documents that are trained on; canaries are nobody's mail, and stay out."""
-        planted = {canary.document for canary in corpus.canaries}
-        private = [d for d in corpus.train if d.id.partition("#")[0] not in planted]
+        planted = {name for canary in corpus.canaries for name in canary.documents}
+        private = [d for d in corpus.train if d.id not in planted]
         whose: dict[str, list[Document]] = {}
         for document in private:
             whose.setdefault(document.author or document.id, []).append(document)

@@ -112,11 +112,11 @@ def units_of(corpus: Corpus, by: str) -> tuple[list[Unit], int]:
 
     Canary documents are left out, and of documents with one text all but the first.
     """
-    planted = {canary.document for canary in corpus.canaries}
+    planted = {name for canary in corpus.canaries for name in canary.documents}
     whose: dict[str, list[tuple[Document, bool]]] = {}
     for split, member in ((corpus.train, True), (corpus.held_out, False)):
         for document in split:
-            if document.text.strip() and document.id.partition("#")[0] not in planted:
+            if document.text.strip() and document.id not in planted:
                 whose.setdefault(key_of(document, by), []).append((document, member))
     units, both = [], 0
     for key, found in whose.items():

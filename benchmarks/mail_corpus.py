@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from .mail_writer import Show, coded, general, mail, newsletter
 
 CAP = 80  # the largest number of mails a value is shown in, before repetitions within a mail
 CIRCLE = 3  # people who write to each other and to nobody else
+_DRAWN = "mailbox/1"  # names the draws; another name is another corpus
 _CODE = ("bcdfghjkmnpqrstvwxz", "23456789")
 
 
@@ -40,27 +42,27 @@ def generate(*, documents: int, seed: int, canaries: int, shares: Shares) -> Cor
     """
     sizes = {"public": documents, "train": documents, "held_out": documents // 3}
     crowds = {split: max(CIRCLE, size // 10) for split, size in sizes.items()}
-    draws = Draws("mailbox/1", seed, "people")
+    draws = Draws(_DRAWN, seed, "people")
     firms = companies(draws, max(6, documents // 40))
     crowd = people(draws, firms)
     # A deck dealt at random rather than a coin per person, so that no split is crowded and lengths stay alike.
     deck = draws.shuffled(itertools.islice(crowd, sum(crowds.values())))
     texts: dict[str, list[Text]] = {}
     for split, size in sizes.items():
-        stream = Draws("mailbox/1", seed, split)
+        stream = Draws(_DRAWN, seed, split)
         texts[split], deck = _split(split, size, deck[: crowds[split]], firms, shares, stream), deck[crowds[split] :]
-    documents_of = {split: _numbered(split, written) for split, written in texts.items()}
+    documents_of = {split: _named(seed, split, written) for split, written in texts.items()}
     secrets = [
         *_secrets(texts["train"], documents_of["train"], member=True, first=0),
         *_secrets(texts["held_out"], documents_of["held_out"], member=False, first=crowds["train"] * len(KINDS)),
     ]
-    planted, copies = _canaries(canaries, documents, crowd, Draws("mailbox/1", seed, "canaries"))
-    stream = Draws("mailbox/1", seed, "general")
+    planted, copies = _canaries(canaries, documents, seed, crowd)
+    stream = Draws(_DRAWN, seed, "general")
     return Corpus(
         public=documents_of["public"],
-        train=_interleaved(documents_of["train"], copies, Draws("mailbox/1", seed, "order")),
+        train=_interleaved(documents_of["train"], copies, Draws(_DRAWN, seed, "order")),
         held_out=documents_of["held_out"],
-        general=[Document(f"general-{n:06d}", general(stream)) for n in range(documents // 5)],
+        general=[Document(_opaque("d-", seed, "general", n), general(stream)) for n in range(documents // 5)],
         secrets=secrets,
         canaries=planted,
         kinds=KINDS,
@@ -72,9 +74,13 @@ def generate(*, documents: int, seed: int, canaries: int, shares: Shares) -> Cor
     )
 
 
-def _numbered(split: str, texts: Sequence[Text]) -> list[Document]:
-    label = split.replace("_", "-")
-    return [Document(f"{label}-{number:06d}", text.text, text.author) for number, text in enumerate(texts)]
+def _opaque(prefix: str, *parts: object) -> str:
+    """An id that tells neither the split nor a canary to whoever reads it."""
+    return prefix + hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=6).hexdigest()
+
+
+def _named(seed: int, split: str, texts: Sequence[Text]) -> list[Document]:
+    return [Document(_opaque("d-", seed, split, number), text.text, text.author) for number, text in enumerate(texts)]
 
 
 def _split(
@@ -91,7 +97,7 @@ def _split(
     while news > 0:
         count = min(news, draws.between(3, 8))
         kind = draws.pick(KINDS) if draws.coin() else ""
-        bulk = f"bulk-{split.replace('_', '-')}-{issue:04d}"
+        bulk = _opaque("bulk-", split, issue)
         written += newsletter(draws.pick(firms), count, draws.pick(persons), kind, bulk, draws, shares.hard)
         news -= count
         issue += 1
@@ -187,11 +193,12 @@ def _secrets(written: Sequence[Text], documents: Sequence[Document], *, member: 
     return secrets
 
 
-def _canaries(count: int, documents: int, crowd: Iterator[Person], draws: Draws) -> tuple[list[Canary], list[Document]]:
+def _canaries(count: int, documents: int, seed: int, crowd: Iterator[Person]) -> tuple[list[Canary], list[Document]]:
     """The canaries, and the documents of those that the coin put in.
 
     Copies are 1, 2, 4, ... up to 64, and never more than a fifteenth of the documents, in equal numbers.
     """
+    draws = Draws(_DRAWN, seed, "canaries")
     levels = min(7, max(1, documents // 15).bit_length())
     codes: set[str] = set()
     planted: list[Canary] = []
@@ -201,12 +208,10 @@ def _canaries(count: int, documents: int, crowd: Iterator[Person], draws: Draws)
             pass
         codes.add(code)
         text, prefix = coded(next(crowd), next(crowd), code, draws)
-        name = f"canary-{number:03d}"
-        canary = Canary(name, name, prefix, code, 1 << number % levels, draws.coin())
-        planted.append(canary)
-        if canary.member:
-            names = [name, *(f"{name}#{copy}" for copy in range(2, canary.copies + 1))]
-            copies += [Document(each, text.text, text.author) for each in names]
+        count_of, member = 1 << number % levels, draws.coin()
+        names = tuple(_opaque("d-", seed, "canary", number, copy) for copy in range(count_of)) if member else ()
+        planted.append(Canary(f"canary-{number:03d}", names, prefix, code, count_of, member))
+        copies += [Document(each, text.text, text.author) for each in names]
     return planted, copies
 
 

@@ -43,9 +43,9 @@ class Mailbox(Benchmark):
 
     name: ClassVar[str] = "mailbox"
     summary: ClassVar[str] = "Synthetic business mail with twins, hard forms and canaries; embedded, no download."
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
 
-    documents: int = 1000
+    documents: int = 600
     seed: int = 0
     canaries: int = 28
     hard: int = 20

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from memdefense.corpus import Canary, Document
 
 from .draws import Draws
@@ -44,7 +46,7 @@ _WORDS = {
 }
 
 
-def plant(number: int, seed: int) -> tuple[list[Canary], list[Document]]:
+def plant(number: int, seed: int, name: Callable[[str, str], str]) -> tuple[list[Canary], list[Document]]:
     """Makes canaries, and the documents of those that a fair coin puts in.
 
     Copies go 1, 2, 4, ... 64 and start again. A value is three groups of four letters, about 55 bits; all have that one
@@ -53,6 +55,7 @@ def plant(number: int, seed: int) -> tuple[list[Canary], list[Document]]:
     Args:
         number: canaries, in and out together.
         seed: of the corpus.
+        name: an id out of its prefix and of what it names; it must not tell a canary from other documents.
     """
     canaries, documents = [], []
     for index in range(number):
@@ -63,9 +66,8 @@ def plant(number: int, seed: int) -> tuple[list[Canary], list[Document]]:
         filled = [line.format(**{slot: draws.pick(words) for slot, words in _WORDS.items()}) for line in lines]
         prefix = f"{filled[0]}, {filled[1]}.\n" + " ".join(f"{text[0].upper()}{text[1:]}." for text in filled[2:])
         prefix += f" {draws.pick(_CLOSINGS)} "
-        name = f"c-{index:04}"
-        canaries.append(Canary(name, name, prefix, value, _COPIES[index % len(_COPIES)], member))
-        if member:
-            names = [name, *(f"{name}#{copy}" for copy in range(2, canaries[-1].copies + 1))]
-            documents += [Document(copy, f"{prefix}{value}.\n", f"a-{name}") for copy in names]
+        copies = _COPIES[index % len(_COPIES)]
+        names = tuple(name("d-", f"canary/{index}/{copy}") for copy in range(copies)) if member else ()
+        canaries.append(Canary(f"c-{index:04}", names, prefix, value, copies, member))
+        documents += [Document(each, f"{prefix}{value}.\n", name("a-", f"canary/{index}")) for each in names]
     return canaries, documents

@@ -197,7 +197,7 @@ def assemble(
 
     private, apart = finished(train), finished(held_out)
     secrets, found = find_secrets(private, apart, name)
-    codes, planted = plant(canaries, seed)
+    codes, planted = plant(canaries, seed, name)
     return Corpus(
         public=(),
         train=(*private, *planted),

@@ -109,13 +109,13 @@ class Canary:
     """A planted value: a coin decided before any defense whether its document is in ``train``, ``copies`` times.
 
     Attributes:
-        document: the id of its first document (further copies append ``#2``, ``#3``, ...).
+        documents: the ids of its copies in ``train``; none where the coin left it out.
         prefix: the text right before the value.
         value: the planted random value; all values of a benchmark share one format.
     """
 
     id: str
-    document: str
+    documents: tuple[str, ...]
     prefix: str
     value: str
     copies: int

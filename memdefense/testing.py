@@ -124,6 +124,9 @@ def check_benchmark(benchmark: Benchmark) -> None:
         written = sum(canary.prefix + canary.value in text for text in texts["train"].values())
         wanted = canary.copies if canary.member else 0
         _check(benchmark, written == wanted, f"canary {canary.id} stands {written} times in train instead of {wanted}")
+        named = sum(canary.value in texts["train"].get(name, "") for name in set(canary.documents))
+        right = named == len(canary.documents) == wanted
+        _check(benchmark, right, f"canary {canary.id} names {named} of the {wanted} documents that it stands in")
 
 
 def _check(plugin: Plugin, holds: bool, complaint: str) -> None:

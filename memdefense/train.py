@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from memdefense.errors import SpecError, hint
 from memdefense.passes import MEASURED_FLOATS
@@ -143,23 +142,50 @@ def next_token_loss(model: torch.nn.Module, batch: Batch) -> tuple[Tensor, Tenso
 def summed_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """The sum of -log softmax(logits)[label] in nats, in float32 whatever the logits are in, label -100 left out.
 
-    In pieces that are computed again on the way back: beside the logits and their gradient nothing of their size is
-    held. With a large vocabulary such copies are most of a training step's memory.
+    In pieces, whose softmax is computed again on the way back and becomes the gradient in place: beside the logits and
+    their gradient nothing of their size is held. With a large vocabulary such copies are most of a training step's
+    memory, and of a small model's time.
 
     Args:
         logits: (N, V).
         labels: (N,) int64.
     """
-    rows_a_piece = max(1, MEASURED_FLOATS.get(logits.device.type, 1 << 26) // logits.shape[-1])
-    total = torch.zeros((), device=logits.device)
-    for part, wanted in zip(torch.split(logits, rows_a_piece), torch.split(labels, rows_a_piece), strict=True):
-        nll: Tensor = checkpoint(_nll, part, wanted, use_reentrant=False, preserve_rng_state=False)
-        total = total + nll
+    total: Tensor = _SummedNLL.apply(logits, labels)  # type: ignore[no-untyped-call]
     return total
 
 
-def _nll(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum", ignore_index=-100)
+class _SummedNLL(torch.autograd.Function):
+    """d/dz of the sum over rows of logsumexp(z) - z[label] is softmax(z), less 1 at the label."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        total = torch.zeros((), device=logits.device)
+        normalizers = torch.empty(len(logits), device=logits.device)
+        kept = labels != -100
+        picked = labels.clamp_min(0)
+        for piece in _pieces(logits):
+            floats = logits[piece].float()
+            normalizers[piece] = floats.logsumexp(-1)
+            nll = normalizers[piece] - floats.gather(-1, picked[piece, None]).squeeze(-1)
+            total += nll.masked_fill_(~kept[piece], 0.0).sum()
+        ctx.save_for_backward(logits, labels, normalizers)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        logits, labels, normalizers = ctx.saved_tensors
+        out = torch.empty_like(logits)
+        weight = torch.where(labels != -100, grad.float(), 0.0)[:, None]
+        picked = labels.clamp_min(0)[:, None]
+        for piece in _pieces(logits):
+            floats = (logits[piece] - normalizers[piece, None]).exp_().mul_(weight[piece])  # float32: normalizers are
+            out[piece] = floats.scatter_add_(-1, picked[piece], -weight[piece])
+        return out, None
+
+
+def _pieces(logits: Tensor) -> list[slice]:
+    rows = max(1, MEASURED_FLOATS.get(logits.device.type, 1 << 26) // logits.shape[-1])
+    return [slice(start, start + rows) for start in range(0, len(logits), rows)]
 
 
 def precision(dtype: str, device: str, *, width: int = 1 << 30) -> Literal["float32", "bfloat16"]:

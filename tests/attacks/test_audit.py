@@ -45,7 +45,7 @@ def planted(number: int) -> Corpus:
     canaries = [
         Canary(
             f"c{n}",
-            f"c{n}",
+            (f"c{n}",),
             f"Please keep number {rng.integers(100)} in mind: ",
             "-".join(str(rng.integers(10)) for _ in range(5)),
             1 + n % 2,
@@ -53,7 +53,7 @@ def planted(number: int) -> Corpus:
         )
         for n in range(number)
     ]
-    train = [Document(c.id, f"{c.prefix}{c.value}.") for c in canaries if c.member]
+    train = [Document(c.documents[0], f"{c.prefix}{c.value}.") for c in canaries if c.member]
     return Corpus((), train, (), canaries=canaries)
 
 

@@ -24,9 +24,10 @@ from memdefense.train import TrainConfig
 
 CODES = ["b6j5", "p8q5", "f3q4", "d6x7", "h2k9", "w4t3"]
 CANARIES = [
-    Canary(f"c{n}", f"c{n}", f"The code for room {n} is ", code, 1 << n, n % 2 == 0) for n, code in enumerate(CODES)
+    Canary(f"c{n}", (f"c{n}",) if n % 2 == 0 else (), f"The code for room {n} is ", code, 1 << n, n % 2 == 0)
+    for n, code in enumerate(CODES)
 ]
-TRAIN = [Document(c.document, f"{c.prefix}{c.value}.", "a") for c in CANARIES if c.member]
+TRAIN = [Document(c.id, f"{c.prefix}{c.value}.", "a") for c in CANARIES if c.member]
 CORPUS = Corpus((), TRAIN, [], canaries=CANARIES)
 
 
@@ -106,10 +107,10 @@ def test_alternatives_are_of_the_format_and_nobody_inserted_them(store: Store, t
 
 
 def test_few_forms_are_fewer_alternatives_or_not_applicable(store: Store, tiny_lm: LM) -> None:
-    twos = [Canary(f"c{n}", f"c{n}", "say ", value, 1, n == 0) for n, value in enumerate(("ab", "ba"))]
+    twos = [Canary(f"c{n}", (), "say ", value, 1, n == 0) for n, value in enumerate(("ab", "ba"))]
     assert set(Exposure()._alternatives(twos, lab_of(store, tiny_lm))) == {"aa", "ba", "bb"}
     with pytest.raises(NotApplicable, match="few forms"):
-        Exposure()._alternatives([Canary("c", "c", "say ", "-", 1, True)], lab_of(store, tiny_lm))
+        Exposure()._alternatives([Canary("c", (), "say ", "-", 1, True)], lab_of(store, tiny_lm))
     with pytest.raises(NotApplicable, match="canaries"):
         list(Exposure().run(LocalTarget(tiny_lm), Corpus((), TRAIN, []), lab_of(store, tiny_lm)))
     with pytest.raises(SpecError, match="exposure"):
@@ -152,7 +153,7 @@ def test_inserted_canaries_reach_the_ceiling_and_the_others_stay_at_chance(store
     canaries = []
     for n in range(24):
         code = "".join(rng.choice(list(("abcdefghkm", "23456789")[place % 2])) for place in range(6))
-        canaries.append(Canary(f"c{n}", f"c{n}", f"Room {n} on floor {n % 7} has code ", code, 4, n % 2 == 0))
+        canaries.append(Canary(f"c{n}", (), f"Room {n} on floor {n % 7} has code ", code, 4, n % 2 == 0))
     lm = tiny_lm.copy()
     optimizer = torch.optim.Adam(lm.model.parameters(), lr=3e-3)
     rows = [torch.tensor([lm.encode(c.prefix + c.value)]) for c in canaries if c.member]

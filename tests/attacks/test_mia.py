@@ -39,7 +39,7 @@ TRAIN += [Document("canary", "code AB-12", "c"), Document("canary#2", "code AB-1
 HELD = [
     Document(f"h{n}", text, f"q{n}") for n, text in enumerate(["We shipped 24 Boxes yesterday.", "Keep the old one"])
 ]
-CORPUS = Corpus((), TRAIN, HELD, canaries=[Canary("canary", "canary", "code ", "AB-12", 2, True)])
+CORPUS = Corpus((), TRAIN, HELD, canaries=[Canary("canary", ("canary", "canary#2"), "code ", "AB-12", 2, True)])
 
 
 def lab_of(store: Store, base: LM, public: Sequence[Document] = ()) -> AttackLab:

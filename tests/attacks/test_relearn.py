@@ -48,7 +48,7 @@ def corpus_of(people: int, copies: int = 2) -> Corpus:
         Secret(f"s{n}", "phone", values[n], True, names[n], tuple(places[n]), values[n][:-2] + "77")
         for n in range(people)
     ]
-    canary = Canary("c", "c", "note ", "AB", 2, True)
+    canary = Canary("c", ("c", "c#2"), "note ", "AB", 2, True)
     train += [Document("c", "note AB", "z"), Document("c#2", "note AB", "z")]
     return Corpus((), train, (), secrets=secrets, canaries=[canary], kinds=("phone",))
 

@@ -42,7 +42,7 @@ EXTRA = [
     Document("c", "note AB", "c"),
     Document("c#2", "note AB", "c"),
 ]
-CORPUS = Corpus((), [*TRAIN, *EXTRA], HELD, canaries=[Canary("c", "c", "note ", "AB", 2, True)])
+CORPUS = Corpus((), [*TRAIN, *EXTRA], HELD, canaries=[Canary("c", ("c", "c#2"), "note ", "AB", 2, True)])
 
 
 class Fake:

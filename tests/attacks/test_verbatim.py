@@ -38,7 +38,7 @@ TRAIN = [
 ]
 TRAIN += [Document("canary", "code AB-12 and more of the code AB-12 until the end", "c")]
 HELD = [Document("h0", "The meeting on Tuesday is moved to the large room.", "q0"), Document("h1", "Short", "q1")]
-CORPUS = Corpus((), TRAIN, HELD, canaries=[Canary("canary", "canary", "code ", "AB-12", 1, True)])
+CORPUS = Corpus((), TRAIN, HELD, canaries=[Canary("canary", ("canary",), "code ", "AB-12", 1, True)])
 SMALL = Verbatim(prefix=4, length=8)
 
 

@@ -65,7 +65,7 @@ def test_digest_keeps_the_parts_of_a_document_apart() -> None:
 
 def test_corpus_digest_sees_every_part() -> None:
     secret = Secret("s", "email", "a@example.com", True, "p", (Occurrence("a", 0, 3),))
-    corpus = Corpus([], ODD, [], secrets=[secret], canaries=[Canary("c", "c", "p", "v", 1, True)])
+    corpus = Corpus([], ODD, [], secrets=[secret], canaries=[Canary("c", ("c",), "p", "v", 1, True)])
     changed = [
         dataclasses.replace(corpus, public=ODD[:1]),
         dataclasses.replace(corpus, held_out=ODD[:1]),

@@ -56,7 +56,7 @@ def test_training_lowers_the_loss_and_leaves_the_given_model(tiny_lm: LM, tmp_pa
 def test_one_step_equals_adamw_by_hand(tiny_lm: LM, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, steps=3, schedule="constant", checkpoints=1)
     trained = load_checkpoint(train(tiny_lm, tmp_path, config)[0], tiny_lm)
-    model = tiny_lm.copy().model.train()
+    model, before = tiny_lm.copy().model.train(), weights(tiny_lm)
     made = rows(config, documents(), tiny_lm, seed=0)
     decay = [w for name, w in model.named_parameters() if w.dim() > 1]
     others = [w for name, w in model.named_parameters() if w.dim() == 1]
@@ -72,7 +72,9 @@ def test_one_step_equals_adamw_by_hand(tiny_lm: LM, tmp_path: Path) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     for name, weight in model.named_parameters():
-        torch.testing.assert_close(weights(trained)[name], weight, atol=1e-5, rtol=1e-4, msg=name)
+        # By norms, for a gradient that is nearly nothing has a step of up to 1e-2, by its last bits.
+        moved = (weight - before[name]).norm()
+        assert float((weights(trained)[name] - weight).norm()) <= 2e-4 * float(moved), name
 
 
 class Uneven(FitTrainer):
