@@ -74,7 +74,7 @@ def test_one_step_equals_adamw_by_hand(tiny_lm: LM, tmp_path: Path) -> None:
     for name, weight in model.named_parameters():
         # By norms, for a gradient that is nearly nothing has a step of up to 1e-2, by its last bits.
         moved = (weight - before[name]).detach().norm()
-        assert float((weights(trained)[name] - weight).detach().norm()) <= 2e-4 * float(moved), name
+        assert float((weights(trained)[name] - weight).detach().norm()) <= 1e-3 * float(moved), name
 
 
 class Uneven(FitTrainer):
