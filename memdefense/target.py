@@ -265,7 +265,8 @@ class LocalTarget:
         padded, mask = padded.to(self.lm.device), mask.to(self.lm.device)
         caught = Caught(self.lm.model) if self.laws else None
         try:
-            logits = self.lm.model(input_ids=padded, attention_mask=mask, use_cache=False).logits
+            # No mask: what stands at the end of a row, no token before it sees, and without one attention is faster.
+            logits = self.lm.model(input_ids=padded, use_cache=False).logits
         finally:
             if caught:
                 caught.remove()
