@@ -183,6 +183,18 @@ def test_hard_forms_are_frequent_and_the_detector_misses_exactly_them() -> None:
     assert {canonical for ones in found.values() for *_, canonical in ones} <= values
 
 
+@pytest.mark.parametrize("kind", ["email", "phone", "account"])
+def test_recall_and_precision_of_the_detector_by_kind(kind: str) -> None:
+    corpus = built()
+    key = {(o.document, o.start, o.end): o.form for s in corpus.secrets if s.kind == kind for o in s.occurrences}
+    split = (*corpus.train, *corpus.held_out)
+    found = {(d.id, one.start, one.end) for d in split for one in pii.find(d.text) if one.kind == kind}
+    assert found == {place for place, form in key.items() if form == "plain"}, (
+        "precision 1, and recall 1 of plain forms"
+    )
+    assert len(found) / len(key) == pytest.approx(0.8, abs=0.03), "recall of all forms"
+
+
 def test_forms_do_not_depend_on_how_often_a_value_occurs() -> None:
     table = [[0, 0], [0, 0]]
     for secret in built(5000).secrets:
