@@ -45,7 +45,7 @@ class Mailbox(Benchmark):
     summary: ClassVar[str] = "Synthetic business mail with twins, hard forms and canaries; embedded, no download."
     version: ClassVar[str] = "2"
 
-    documents: int = 600
+    documents: int = 1000
     seed: int = 0
     canaries: int = 28
     hard: int = 20
@@ -75,13 +75,15 @@ class Mailbox(Benchmark):
     def config(self) -> TrainConfig:
         from memdefense import TrainConfig
 
-        return TrainConfig(epochs=6.0, learning_rate=1.5e-3, warmup_steps=20, batch_size=8, block_size=256)
+        # As long as held-out perplexity falls, and no longer: it is lowest at the end, where nine in ten of the values
+        # that occur more than 16 times are extracted. With 600 documents three in five are.
+        return TrainConfig(epochs=5.0, learning_rate=2e-3, warmup_steps=20, batch_size=8, block_size=256)
 
     def base(self, lab: Lab) -> LM:
         """A GPT-2 of 2.2 million weights, pretrained on ``public`` alone."""
         from memdefense.small_model import untrained
 
         fresh = untrained(lab.public, vocabulary=2048, layers=4, width=192, heads=3, context=256, seed=0)
-        pretraining = dataclasses.replace(self.config, epochs=5.0, learning_rate=2e-3, warmup_steps=50, checkpoints=1)
+        pretraining = dataclasses.replace(self.config, warmup_steps=50, checkpoints=1)
         *_, last = lab.fit(fresh, lab.public, config=pretraining)
         return last.model

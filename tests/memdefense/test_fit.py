@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -38,6 +39,34 @@ def mean_loss(lm: LM, config: TrainConfig = CONFIG) -> float:
 
 def weights(lm: LM) -> dict[str, Tensor]:
     return dict(lm.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most", "fused"), [("bfloat16", 1 << 26, 0), ("bfloat16", 0, 8), ("float32", 1 << 26, 8)]
+)
+def test_attention_weights_are_kept_in_bfloat16_where_they_are_few(
+    dtype: Literal["bfloat16", "float32"],
+    most: int,
+    fused: int,
+    tiny_lm: LM,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("memdefense.fit._KEPT_WEIGHTS", most)
+    called: list[int] = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+
+    def counted(*args: Any, **given: Any) -> Tensor:
+        called.append(1)
+        return kernel(*args, **given)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    config = dataclasses.replace(CONFIG, steps=4, checkpoints=1, dtype=dtype)
+    trained = load_checkpoint(train(tiny_lm, tmp_path / "own", config)[0], tiny_lm)
+    assert len(called) == fused
+    exact = load_checkpoint(train(tiny_lm, tmp_path / "f32", dataclasses.replace(config, dtype="float32"))[0], tiny_lm)
+    assert mean_loss(trained) == pytest.approx(mean_loss(exact), rel=5e-3) != mean_loss(tiny_lm)
+    assert trained.model.config._attn_implementation == tiny_lm.model.config._attn_implementation == "sdpa"
 
 
 def test_training_lowers_the_loss_and_leaves_the_given_model(tiny_lm: LM, tmp_path: Path) -> None:
