@@ -38,16 +38,20 @@ def print_lists(groups: Sequence[str]) -> None:
         table = Table(title=group, title_justify="left", box=None, pad_edge=False)
         extras = {"defenses": ("family",), "attacks": ("access", "passes", "needs")}
         extra = extras.get(group, ())
-        for column in ("name", *(attribute.replace("_", " ") for attribute in extra), "summary", "from"):
-            table.add_column(column, overflow="fold")
-        for name, entry in registry.names(group).items():
-            owner = entry.dist.name if entry.dist else "?"
+        entries = registry.names(group)
+        owners = {name: entry.dist.name if entry.dist else "?" for name, entry in entries.items()}
+        ours = set(owners.values()) <= {"memdefense"}  # a column that says one thing only takes room from the others
+        for column in ("name", *extra, "summary", *(() if ours else ("from",))):
+            kept = column in ("name", "access", "family")
+            table.add_column(column, overflow="fold", no_wrap=kept, min_width=30 if column == "summary" else None)
+        for name, owner in owners.items():
             try:
                 kind = registry.load(group, name)
             except MemdefenseError as error:
-                table.add_row(name, *("-" for _ in extra), f"[red]{error}[/red]", owner)
-                continue
-            table.add_row(name, *(_told(kind, attribute) for attribute in extra), kind.summary, owner)
+                cells = [*("-" for _ in extra), f"[red]{error}[/red]"]
+            else:
+                cells = [*(_told(kind, attribute) for attribute in extra), kind.summary]
+            table.add_row(name, *cells, *(() if ours else (owner,)))
         console.print(table)
         console.print()
 
