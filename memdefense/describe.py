@@ -19,6 +19,7 @@ from memdefense.published import claim_lines, published
 from memdefense.store import Store
 
 _TITLES = {"defenses": "defense", "attacks": "attack", "utilities": "utility", "benchmarks": "benchmark"}
+_WIDEST = {"passes": 14, "needs": 11}
 
 
 def print_lists(groups: Sequence[str]) -> None:
@@ -43,7 +44,7 @@ def print_lists(groups: Sequence[str]) -> None:
         ours = set(owners.values()) <= {"memdefense"}  # a column that says one thing only takes room from the others
         for column in ("name", *extra, "summary", *(() if ours else ("from",))):
             kept = column in ("name", "access", "family")
-            table.add_column(column, overflow="fold", no_wrap=kept, min_width=30 if column == "summary" else None)
+            table.add_column(column, overflow="fold", no_wrap=kept, max_width=_WIDEST.get(column))
         for name, owner in owners.items():
             try:
                 kind = registry.load(group, name)
