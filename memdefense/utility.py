@@ -131,10 +131,13 @@ class Continuation(Utility):
         chance = lab.cached("chrF of other texts", lambda: _chance(truths, range(len(truths))), truths)
         longest = max((_tokens(truth, lab) for truth in truths), default=1)
         new = max(1, min(longest, 64, lab.base.context // 2))
-        said = target.generate(prompts, max_new_tokens=new)
-        drawn = bare = said
-        if not _plain(target):
-            drawn = target.unfiltered().generate(prompts, max_new_tokens=new)
+        unfiltered = target.unfiltered()
+        drawn = bare = unfiltered.generate(prompts, max_new_tokens=new)
+        if isinstance(_inner(target), LocalTarget):  # then it is what `generate` gives, without a generation
+            said = target.filtered(prompts, drawn, max_new_tokens=new)
+        else:
+            said = target.generate(prompts, max_new_tokens=new)
+        if not _plain(unfiltered):
             bare = LocalTarget(target.model).generate(prompts, max_new_tokens=new)
         taken = _taken(said, drawn)
         for row, (document, truth) in enumerate(zip(chosen, truths, strict=True)):
