@@ -265,8 +265,8 @@ class LocalTarget:
         padded, mask = padded.to(self.lm.device), mask.to(self.lm.device)
         caught = Caught(self.lm.model) if self.laws else None
         try:
-            # No mask: what stands at the end of a row, no token before it sees, and without one attention is faster.
-            logits = self.lm.model(input_ids=padded, use_cache=False).logits
+            # Nothing is masked: no token sees what stands behind it, and attention without a mask is faster.
+            logits = self.lm.model(input_ids=padded, attention_mask=torch.ones_like(padded), use_cache=False).logits
         finally:
             if caught:
                 caught.remove()

@@ -9,14 +9,19 @@ import itertools
 import re
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pytest
 from scipy import stats
 
-from memdefense import Corpus, DataError, Document, Secret, pii
+from memdefense import LM, Corpus, DataError, Document, Lab, LocalTarget, Secret, TrainConfig, pii
+from memdefense.bench import Bench
 from memdefense.benchmarks.draws import Draws
 from memdefense.benchmarks.mail_corpus import quota
 from memdefense.benchmarks.mailbox import Mailbox
+from memdefense.errors import ModelError
+from memdefense.small_model import untrained
+from memdefense.store import Store
 
 DEFAULT = "b24d462aa89d160d37e64c823e7db558789b8070cfeb90b5c4916bc1c18849c0"
 SMALL = "280ebc84bf22a70c14b937c68cebd124d150098c6a0adf5315d60a4d6f77027e"
@@ -417,3 +422,36 @@ def test_the_default_is_built_within_two_seconds() -> None:
 def test_fields_out_of_range_are_refused(field: str, value: int) -> None:
     with pytest.raises(DataError, match=rf"mailbox:{field}={value} .*give "):
         dataclasses.replace(Mailbox(), **{field: value})
+
+
+def lab_of(store: Path, public: Sequence[Document]) -> Lab:
+    config = dataclasses.replace(Mailbox().config, steps=3)
+    return Lab(Bench(Store(store), "cpu"), who="mailbox", seed=0, originals=(), public=public, config=config, base=None)
+
+
+def nats(lm: LM, documents: Sequence[Document]) -> float:
+    signals = LocalTarget(lm).signals([document.text for document in documents])
+    return float(sum(one.logprob.sum() for one in signals) / -sum(len(one.logprob) for one in signals))
+
+
+def test_the_base_that_ships_is_made_of_the_default_public_text(tmp_path: Path) -> None:
+    corpus = built()
+    shipped = Mailbox().base(lab_of(tmp_path, corpus.public))
+    fresh = untrained(corpus.public, vocabulary=2048, layers=4, width=192, heads=3, context=256, seed=0)
+    assert shipped.tokenizer.get_vocab() == fresh.tokenizer.get_vocab()
+    assert shipped.model.config.to_diff_dict().items() >= {"n_layer": 4, "n_embd": 192, "vocab_size": 2048}.items()
+    public, train, held = (nats(shipped, split[:200]) for split in (corpus.public, corpus.train, corpus.held_out))
+    assert public < 0.6 * min(train, held), "of the three it has read public alone"
+
+
+def test_any_other_public_text_is_read_by_a_model_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mailbox, "config", property(lambda _: TrainConfig(steps=2, block_size=64)))
+    small = Mailbox(documents=40)
+    made = small.base(lab_of(tmp_path, small.corpus().public))
+    assert made.tokenizer.get_vocab() != Mailbox().base(lab_of(tmp_path, built().public)).tokenizer.get_vocab()
+
+
+def test_a_damaged_base_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memdefense.benchmarks.mailbox._WEIGHTS", "other")
+    with pytest.raises(ModelError, match="damaged; install"):
+        Mailbox().base(lab_of(tmp_path, built().public))
