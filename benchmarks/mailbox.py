@@ -33,6 +33,9 @@ class Mailbox(Benchmark):
     one from the other by luck of the names: min-k++ of a base model has an AUC of 0.51 on average over twelve corpora,
     with a standard deviation of 0.09. More documents make it less.
 
+    The model before the private text is a GPT-2 of 2.2 million weights that has read ``public`` alone. That of the
+    default ``public`` comes with the package, any other is pretrained where it is first asked for.
+
     Attributes:
         documents: texts in ``train`` before canaries, and in ``public``; ``held_out`` has a third of it, ``general`` a
             fifth.
