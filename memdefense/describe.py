@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from memdefense.published import claim_lines, published
 from memdefense.store import Store
 
 _TITLES = {"defenses": "defense", "attacks": "attack", "utilities": "utility", "benchmarks": "benchmark"}
+_READABLE = 100  # columns that running text fills at most
 _WIDEST = {"passes": 14, "needs": 11}
 
 
@@ -57,6 +60,29 @@ def print_lists(groups: Sequence[str]) -> None:
         console.print()
 
 
+def _flowed(text: str, width: int) -> str:
+    """A docstring whose paragraphs, list items and described fields fill the width, whatever it was written for."""
+    blocks = []
+    for block in re.split(r"\n\s*\n", text):
+        pieces: list[tuple[int, str]] = []  # how far each is indented, and its words
+        for line in block.splitlines():
+            words, indent = line.strip(), len(line) - len(line.lstrip())
+            opens = not pieces or words.startswith("- ") or re.fullmatch(r"\w+:", pieces[-1][1]) is not None
+            # What is described stands indented below a heading, one after another; its further lines deeper still.
+            if opens or indent < pieces[-1][0] or (indent and indent == pieces[-1][0]):
+                pieces.append((indent, words))
+            else:
+                pieces[-1] = (pieces[-1][0], f"{pieces[-1][1]} {words}")
+        for indent, words in pieces:
+            deeper = " " * (indent + (2 if words.startswith("- ") else 4 if indent else 0))
+            lines = textwrap.wrap(
+                words, width, initial_indent=" " * indent, subsequent_indent=deeper, break_on_hyphens=False
+            )
+            blocks += lines
+        blocks.append("")
+    return "\n".join(blocks[:-1])
+
+
 def print_plugin(name: str) -> None:
     """Prints one plugin's idea, source, hooks, fields with defaults, and what it does not protect against.
 
@@ -73,7 +99,9 @@ def print_plugin(name: str) -> None:
     for group, found in kinds:
         kind = registry.load(group, found)
         console.print(f"[bold]{kind.name}[/bold] ({_TITLES[group]})  {kind.summary}\n", highlight=False)
-        console.print(inspect.cleandoc(kind.__doc__ or ""), markup=False, highlight=False)
+        console.print(
+            _flowed(inspect.cleandoc(kind.__doc__ or ""), min(console.width, _READABLE)), markup=False, highlight=False
+        )
         if kind.paper:
             console.print(f"\nsource: {kind.paper}", markup=False, highlight=False)
         hooks = _hooks(kind, group)

@@ -157,6 +157,35 @@ def test_help_names_every_command() -> None:
         assert f"\n  {command} " in text
 
 
+def test_a_docstring_flows_into_any_width() -> None:
+    from memdefense.describe import _flowed
+
+    text = """First words of a
+paragraph that goes on.
+
+- one item
+  of two lines
+- another
+
+Attributes:
+    field: what it
+        is.
+    other: a well-known thing."""
+    assert _flowed(text, 30).splitlines() == [
+        "First words of a paragraph",
+        "that goes on.",
+        "",
+        "- one item of two lines",
+        "- another",
+        "",
+        "Attributes:",
+        "    field: what it is.",
+        "    other: a well-known thing.",
+    ]
+    assert all(len(line) <= 24 for line in _flowed(text, 24).splitlines())
+    assert _flowed(text, 24).split() == text.split()
+
+
 def test_list_and_show(invoke: Invoke) -> None:
     listed = invoke(["list"])
     for name in ("rmft", "never-trained", "prefix", "perplexity", "mailbox"):
