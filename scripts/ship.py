@@ -2,7 +2,8 @@
 
 ``python scripts/ship.py`` renews the tables of README.md and leaderboard/RESULTS.md from the rows that ship;
 ``python scripts/ship.py runs/mailbox-1234 mailbox`` first makes leaderboard/results/mailbox.jsonl of that folder's
-entries and of the last point of each arm, attack and seed. What the pages say about tables is written by hand.
+entries and of the last point of each arm, attack and seed, and leaderboard/outcomes/mailbox.tar.xz of all that is in
+it, which ``memdefense pool`` scores anew. What the pages say about tables is written by hand.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tarfile
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -33,6 +35,19 @@ def take(folder: Path, name: str) -> None:
     }
     lines = [json.dumps(row) + "\n" for row in (*last.values(), *entries.values())]
     (ROOT / "leaderboard" / "results" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    keep(folder, name)
+
+
+def keep(folder: Path, name: str) -> None:
+    """Packs a results folder; the same folder gives the same bytes."""
+    packed = ROOT / "leaderboard" / "outcomes" / f"{name}.tar.xz"
+    packed.parent.mkdir(exist_ok=True)
+    with tarfile.open(packed, "w:xz", preset=9) as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            entry = tarfile.TarInfo(f"{name}/{path.relative_to(folder).as_posix()}")
+            entry.size = path.stat().st_size
+            with path.open("rb") as content:
+                archive.addfile(entry, content)
 
 
 def renew() -> None:

@@ -1,10 +1,12 @@
 """Measures what the README promises of speed, and prints it as JSON. Times are of this machine; none is asserted.
 
-Usage: python scripts/speed.py [training] [prefix] [membership] [many] [bootstrap] [archive] [detector] [startup]
+Usage: python scripts/speed.py [PART ...], of training, prefix, membership, many, bootstrap, archive, detector, defenses
+and startup; all by default.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import email.message
 import functools
 import json
@@ -27,7 +29,11 @@ from memdefense.attacks.mia import MIA
 from memdefense.bench import Bench
 from memdefense.benchmarks.enron import Enron
 from memdefense.benchmarks.mailbox import Mailbox
+from memdefense.defenses.dp_sgd import DPSGD
+from memdefense.defenses.pme import PME
+from memdefense.defenses.sani import SANI
 from memdefense.fit import fit
+from memdefense.lab import Lab
 from memdefense.memory import peak, reset_peak
 from memdefense.packing import Rows, rows
 from memdefense.passes import batches, pad
@@ -50,6 +56,7 @@ def main() -> None:
         "bootstrap": bootstrap,
         "archive": archive,
         "detector": detector,
+        "defenses": defenses,
         "startup": startup,
     }
     chosen = sys.argv[1:] or list(parts)
@@ -300,6 +307,40 @@ def detector() -> dict[str, float]:
         told[f"{kind}_recall_of_plain_forms"] = len(said & plain) / len(plain)
         told[f"{kind}_precision"] = len(said & there) / len(said)
     return told
+
+
+def defenses() -> dict[str, float]:
+    """DP-SGD's token and SANI's repair epoch beside plain training's, and PME's requests, on the default model."""
+    mailbox = Mailbox()
+    corpus = mailbox.corpus()
+    config = dataclasses.replace(mailbox.config, epochs=1.0, checkpoints=1)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(Store(Path(folder)), "cpu")
+
+        def lab(who: str) -> Lab:
+            return Lab(bench, who=who, seed=0, originals=corpus.train, public=corpus.public, config=config, base=base)
+
+        base: LM | None = None
+        base = mailbox.base(lab("base"))
+        plain, private, repaired, edited = (lab(who) for who in ("plain", "dp-sgd", "sani", "pme"))
+        *_, tuned = plain.fit(base, corpus.train)
+        list(DPSGD().train(base, corpus.train, private))
+        per_token = [own.cost["train_seconds"] / own.cost["tokens"] for own in (plain, private)]
+        started = time.perf_counter()
+        list(SANI(epochs=2).edit(tuned.model.copy(), corpus.train, repaired))
+        repair = (time.perf_counter() - started) / 2
+        epoch = plain.cost["train_seconds"]
+        *_, learned = plain.fit(base, corpus.train[:150], config=dataclasses.replace(config, epochs=20.0))
+        started = time.perf_counter()
+        list(PME().edit(learned.model.copy(), corpus.train[:150], edited))
+        requests = edited.notes["edited"] + edited.notes["skipped"]
+        return {
+            "plain_epoch_seconds": epoch,
+            "dp_sgd_times_plain_per_token": per_token[1] / per_token[0],
+            "sani_repair_epoch_seconds": repair,
+            "pme_requests": requests,
+            "pme_seconds_per_100": 100 * (time.perf_counter() - started) / max(1.0, requests),
+        }
 
 
 def startup() -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from click.testing import CliRunner
 from memdefense import pii
 from memdefense.leaderboard.commands import leaderboard
 from memdefense.leaderboard.table import shipped
-from memdefense.results import read_rows
+from memdefense.results import outcomes_path, read_rows
 
 ROOT = Path(__file__).parents[2]
 _VERSION = re.compile(r" v\d+ · ")
@@ -56,3 +57,17 @@ def test_runs_that_were_not_made_as_one_stand_apart() -> None:
     assert [line[3:] for line in said.output.splitlines() if line.startswith("## ")] == told
     assert len(told) >= 2
     assert said.output.count("[95 % interval]") == 1
+
+
+@pytest.mark.parametrize("archive", sorted((ROOT / "leaderboard" / "outcomes").glob("*.tar.xz")), ids=lambda p: p.name)
+def test_the_outcomes_that_ship_are_those_of_the_rows(archive: Path, tmp_path: Path) -> None:
+    name = archive.name.removesuffix(".tar.xz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path, filter="data")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix not in (".json", ".jsonl")]
+    whole = list(read_rows(tmp_path / name))
+    shown = list(read_rows(ROOT / "leaderboard" / "results" / f"{name}.jsonl"))
+    assert [row for row in shown if row not in whole] == []
+    points = [row for row in whole if row["row"] == "point" and row["status"] in ("ok", "no-op", "collapsed")]
+    assert len(points) > 10
+    assert all(outcomes_path(tmp_path / name, row).is_file() for row in points)
