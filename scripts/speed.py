@@ -310,7 +310,7 @@ def detector() -> dict[str, float]:
 
 
 def defenses() -> dict[str, float]:
-    """DP-SGD's token and SANI's repair epoch beside plain training's, and PME's requests, on the default model."""
+    """DP-SGD's and SANI's epochs beside one of plain training, and PME's requests, on the default model."""
     mailbox = Mailbox()
     corpus = mailbox.corpus()
     config = dataclasses.replace(mailbox.config, epochs=1.0, checkpoints=1)
@@ -324,8 +324,9 @@ def defenses() -> dict[str, float]:
         base = mailbox.base(lab("base"))
         plain, private, repaired, edited = (lab(who) for who in ("plain", "dp-sgd", "sani", "pme"))
         *_, tuned = plain.fit(base, corpus.train)
-        list(DPSGD().train(base, corpus.train, private))
-        per_token = [own.cost["train_seconds"] / own.cost["tokens"] for own in (plain, private)]
+        started = time.perf_counter()
+        list(DPSGD().train(base, corpus.train, private))  # one expected pass as well
+        noised = time.perf_counter() - started
         started = time.perf_counter()
         list(SANI(epochs=2).edit(tuned.model.copy(), corpus.train, repaired))
         repair = (time.perf_counter() - started) / 2
@@ -336,7 +337,7 @@ def defenses() -> dict[str, float]:
         requests = edited.notes["edited"] + edited.notes["skipped"]
         return {
             "plain_epoch_seconds": epoch,
-            "dp_sgd_times_plain_per_token": per_token[1] / per_token[0],
+            "dp_sgd_epoch_seconds": noised,
             "sani_repair_epoch_seconds": repair,
             "pme_requests": requests,
             "pme_seconds_per_100": 100 * (time.perf_counter() - started) / max(1.0, requests),
