@@ -48,8 +48,8 @@ class Unlearn(Defense):
     ``npo``, ``ga`` and ``graddiff``, 5 with ``simnpo``, 30 with ``rmu`` and 29 with ``task-vector``. At these
     defaults the last two hardly act on a model of two layers; their authors tune strength and layer for each model.
 
-    On `mailbox` (two seeds) ``npo`` leaves 0.05 of a leakage of 0.22 at no cost that can be told from noise. It also
-    trains on public text, which most other defenses do not.
+    On version 1 of `mailbox` (two seeds) ``npo`` leaves 0.05 of a leakage of 0.22 at no cost that can be told from
+    noise. It also trains on public text, which most other defenses do not.
 
     With LoRA the adapter is merged first, and all weights are trained.
 
