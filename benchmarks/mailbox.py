@@ -84,8 +84,8 @@ class Mailbox(Benchmark):
     def config(self) -> TrainConfig:
         from memdefense import TrainConfig
 
-        # As long as held-out perplexity falls, and no longer: it is lowest at the end, where nine in ten of the values
-        # that occur more than 16 times are extracted. With 600 documents three in five are.
+        # As long as held-out perplexity falls, and no longer: at the end it is within 1 % of its lowest (three seeds),
+        # and nine in ten of the values that occur more than 16 times are extracted.
         return TrainConfig(epochs=5.0, learning_rate=2e-3, warmup_steps=20, batch_size=8, block_size=256)
 
     def base(self, lab: Lab) -> LM:
