@@ -27,6 +27,7 @@ from memdefense.access import (
     limited,
 )
 from memdefense.errors import ModelError, PluginError, SpecError
+from memdefense.keyvalues import reserved
 from memdefense.laws import Caught, Drawn, applied, reach
 from memdefense.passes import MEASURED_FLOATS, Columns, Window, batches, joined, measure, pad, windows
 from memdefense.spelling import budget, continued, cropped, decided, opened, spelled
@@ -235,6 +236,7 @@ class LocalTarget:
                 generation_config=settings,
                 logits_processor=processors,
                 **history,
+                **reserved(model, padded.shape[1] + new),
             )
         finally:
             model.generation_config = theirs
