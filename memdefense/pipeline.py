@@ -193,8 +193,10 @@ def scored(attack: Attack, outcomes: Sequence[Outcome]) -> tuple[Scores, Sequenc
 
 def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
     """One JSON line per outcome: unit ids and numbers, never a value."""
+    names = [field.name for field in dataclasses.fields(Outcome)]
     with jsonlines.open(path, "w") as lines:
-        lines.write_all(dataclasses.asdict(outcome) for outcome in outcomes)
+        # Not by asdict, which copies each value with care: there are as many as there are units and points.
+        lines.write_all({name: getattr(outcome, name) for name in names} for outcome in outcomes)
 
 
 def read_outcomes(path: Path) -> list[Outcome]:

@@ -56,6 +56,12 @@ def code_of_run(measure: object) -> str:
     return _code_of_owner(owner) if nested or _source(owner.__module__) is None else _run_digest(owner)
 
 
+def forget() -> None:
+    """Forgets the source that was read, which is read once a process: for whoever reloads edited modules in one."""
+    for read in (_text, _needs, _normal, _closure_digest, _run_digest, _home_folder):
+        read.cache_clear()
+
+
 def versions() -> dict[str, str]:
     """The libraries whose version a number may depend on."""
     return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "tokenizers")}
@@ -109,7 +115,7 @@ def _constant(value: object) -> object:
 
 @functools.cache
 def _closure_digest(module: str) -> str:
-    trees = {name: _normal(path.read_text(encoding="utf-8")) for name, path in sorted(_closure(module).items())}
+    trees = {name: _normal(path) for name, path in sorted(_closure(module).items())}
     # The script being run is called __main__ wherever it lies.
     return digest(trees)
 
@@ -121,9 +127,9 @@ def _run_digest(owner: type) -> str:
     assert path is not None
     known = {module, *_MEASURES}
     others = {base.__module__: _source(base.__module__) for base in owner.__mro__ if base.__module__ not in known}
-    bases = [ast.parse(source.read_text(encoding="utf-8")) for source in others.values() if source]
-    body = unscored(ast.parse(path.read_text(encoding="utf-8")).body, owner.__name__, bases)
-    trees = {name: _normal(path.read_text(encoding="utf-8")) for name, path in sorted(_closure(module, body).items())}
+    bases = [ast.parse(_text(source)) for source in others.values() if source]
+    body = unscored(ast.parse(_text(path)).body, owner.__name__, bases)
+    trees = {name: _normal(path) for name, path in sorted(_closure(module, body).items())}
     return digest({**trees, module: _dumped(ast.Module(body, []))})
 
 
@@ -151,8 +157,7 @@ def _closure(module: str, body: list[ast.stmt] | None = None) -> dict[str, Path]
         if name in found or path is None:
             continue
         found[name] = path
-        own = body if body is not None and name == module else ast.parse(path.read_text(encoding="utf-8")).body
-        for needed in _imports(name, path, own):
+        for needed in _imports(name, path, body) if body is not None and name == module else _needs(name, path):
             other = needed.partition(".")[0]
             if other == top or (home is not None and _home_folder(other) == home):
                 waiting.append(needed)
@@ -182,6 +187,17 @@ def _source(name: str) -> Path | None:
         file = spec.origin if spec else None
     script = name == "__main__" and file is not None and Path(file).is_file()
     return Path(file) if file and (file.endswith(".py") or script) else None
+
+
+@functools.cache
+def _text(path: Path) -> str:
+    """A source file as it was when it was first read."""
+    return path.read_text(encoding="utf-8")
+
+
+@functools.cache
+def _needs(name: str, path: Path) -> tuple[str, ...]:
+    return tuple(_imports(name, path, ast.parse(_text(path)).body))
 
 
 def _imports(name: str, path: Path, body: list[ast.stmt]) -> Iterator[str]:
@@ -216,9 +232,10 @@ def _homes(module: str, name: str) -> Iterator[str]:
         yield str(owner)
 
 
-def _normal(source: str) -> str:
+@functools.cache
+def _normal(path: Path) -> str:
     """Source as a syntax tree without docstrings, comments and layout."""
-    return _dumped(ast.parse(source))
+    return _dumped(ast.parse(_text(path)))
 
 
 def _dumped(tree: ast.Module) -> str:

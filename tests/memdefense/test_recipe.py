@@ -42,8 +42,7 @@ class Pack:
         for known in [known for known in sys.modules if known.partition(".")[0] == "pack"]:
             del sys.modules[known]
         importlib.invalidate_caches()
-        recipe._closure_digest.cache_clear()
-        recipe._home_folder.cache_clear()
+        recipe.forget()
         return code_of(name)
 
 

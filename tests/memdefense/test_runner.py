@@ -321,12 +321,13 @@ def test_a_plugin_that_is_edited_meanwhile_is_named_by_the_code_that_runs(
     file.write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
     loaded = importlib.import_module("edited_meanwhile")
-    of_file = recipe._closure_digest.__wrapped__
-    before = of_file("edited_meanwhile")
+    recipe.forget()
+    before = recipe.code_of("edited_meanwhile")
     memdefense.run(Edited(file=str(file)), [loaded.Lowercase()], [Prefix()], store=str(tmp_path / "store"))
     assert ".upper()" in file.read_text()
-    assert of_file("edited_meanwhile") != before
-    assert recipe._closure_digest("edited_meanwhile") == before
+    assert recipe.code_of("edited_meanwhile") == before
+    recipe.forget()
+    assert recipe.code_of("edited_meanwhile") != before
 
 
 def test_two_stores_give_the_same_rows(tmp_path: Path) -> None:

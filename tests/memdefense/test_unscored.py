@@ -69,8 +69,7 @@ class Pack:
         for known in [known for known in sys.modules if known.partition(".")[0] == "pack"]:
             del sys.modules[known]
         importlib.invalidate_caches()
-        for cached in (recipe._closure_digest, recipe._run_digest, recipe._home_folder):
-            cached.cache_clear()
+        recipe.forget()
         return code_of_run(importlib.import_module("pack.thing").Thing)
 
 
