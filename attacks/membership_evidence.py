@@ -51,9 +51,9 @@ def sides(corpus: Corpus, members: int) -> Sides:
     """
     if not corpus.held_out:
         raise NotApplicable("the corpus holds no documents out, so there are no non-members to tell apart")
-    planted = {name for canary in corpus.canaries for name in canary.documents}
     trained = {_plain(document.text) for document in corpus.train} - {""}
     both = trained & {_plain(document.text) for document in corpus.held_out}
+    planted = corpus.planted
     ordinary = [d for d in corpus.train if d.id not in planted and _plain(d.text)]
     inside = by_hash([d for d in ordinary if _plain(d.text) not in both])[:members]
     if not inside:

@@ -97,7 +97,7 @@ class Relearn(Attack):
 
     def part(self, corpus: Corpus) -> list[Document]:
         """The documents that are trained on; canaries are nobody's mail, and stay out."""
-        planted = {name for canary in corpus.canaries for name in canary.documents}
+        planted = corpus.planted
         private = [d for d in corpus.train if d.id not in planted]
         whose: dict[str, list[Document]] = {}
         for document in private:

@@ -112,7 +112,7 @@ def units_of(corpus: Corpus, by: str) -> tuple[list[Unit], int]:
 
     Canary documents are left out, and of documents with one text all but the first.
     """
-    planted = {name for canary in corpus.canaries for name in canary.documents}
+    planted = corpus.planted
     whose: dict[str, list[tuple[Document, bool]]] = {}
     for split, member in ((corpus.train, True), (corpus.held_out, False)):
         for document in split:

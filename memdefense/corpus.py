@@ -157,6 +157,11 @@ class Corpus:
         members = [secret for secret in self.secrets if secret.member]
         return bool(members) and all(secret.twin for secret in members)
 
+    @property
+    def planted(self) -> frozenset[str]:
+        """The ids of the training documents that hold a canary."""
+        return frozenset(name for canary in self.canaries for name in canary.documents)
+
     def copy(self) -> Corpus:
         """The same corpus in records of its own: what is done to them does not reach ours."""
         return Corpus(

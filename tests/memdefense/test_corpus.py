@@ -107,3 +107,9 @@ def test_redrawn_is_epoch_0_as_a_sequence() -> None:
     assert drawn[:1] == tuple(ODD[:1])
     assert drawn.epoch(0) == tuple(ODD[:2])
     assert drawn.epoch(3) == [Document("3", "x")]
+
+
+def test_planted_documents_are_those_that_hold_a_member_canary() -> None:
+    canaries = [Canary("c", ("a", "b"), "p", "v", 2, True), Canary("d", (), "p", "w", 1, False)]
+    assert Corpus([], ODD, [], canaries=canaries).planted == {"a", "b"}
+    assert Corpus([], ODD, []).planted == frozenset()
