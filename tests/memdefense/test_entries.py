@@ -238,3 +238,14 @@ def test_arms_of_a_run_are_ranked_with_ties_shown() -> None:
     assert cast(Mapping[str, Any], alone["arm"]["versus"])["none"]["run_p"] == 0.0
     few = [measured(seed, "1.0", 0, 0.5, events=3) for seed in (0, 1)]
     assert "rank" not in entries_of({"none": Arm(few, few)})["none"]
+
+
+def test_a_leakage_below_chance_takes_no_more_than_all_away() -> None:
+    none = [measured(seed, "1.0", 0.0, 0.4) for seed in (0, 1)]
+    ours = [measured(0, "1.0", 3.0, -0.3), measured(1, "1.0", 3.0, -0.1), measured(0, "0.5", 2.0, -0.2)]
+    ours.append(measured(1, "0.5", 2.0, 0.3))
+    plain = entry(ours, none)["plain"]
+    assert plain["points"]["1.0"]["reduction"] == 100.0
+    # Averaged over seeds before it is cut off: 150 and 25.
+    assert plain["points"]["0.5"]["reduction"] == pytest.approx(87.5)
+    assert plain["maxter"]["5"] == 100.0
