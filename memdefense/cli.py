@@ -97,12 +97,18 @@ def run(**given: Any) -> None:
     memdefense run --defense rmft --attack prefix
     memdefense run -d none,rmft,dedup -a prefix,mia --seeds 3
     """
+    from memdefense import registry
+
+    benchmark = benchmark_of(given)
+    named = {"benchmarks": benchmark, "defenses": ",".join(given["defenses"]), "attacks": ",".join(given["attacks"])}
+    for group, specs in named.items():  # a wrong name or field is told before torch is loaded
+        registry.instances(group, specs)
+
     from memdefense.recipe import digest
     from memdefense.runner import Settings
     from memdefense.runner import run as measure
     from memdefense.watch import watching
 
-    benchmark = benchmark_of(given)
     spec = benchmark if isinstance(benchmark, str) else benchmark.spec
     settings = Settings(
         **settings_of(given),
@@ -122,9 +128,7 @@ def run(**given: Any) -> None:
         name = digest([spec, given["defenses"], given["attacks"], said])[:8]
         settings = dataclasses.replace(settings, output=f"runs/{spec.partition(':')[0]}-{name}")
     with watching() as progress:
-        results = measure(
-            benchmark, ",".join(given["defenses"]), ",".join(given["attacks"]), settings=settings, progress=progress
-        )
+        results = measure(benchmark, named["defenses"], named["attacks"], settings=settings, progress=progress)
     _print_table(Path(settings.output))
     click.echo(f"results: {settings.output}")
     if results.failed:

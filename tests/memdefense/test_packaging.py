@@ -95,6 +95,22 @@ print({HEAVY})
     assert _python(code).splitlines()[-1] == "set()"
 
 
+@pytest.mark.parametrize(
+    "wrong", [["-d", "rmtf"], ["-d", "rmft:seed=7"], ["-a", "prefx"], ["--benchmark", "mailbox:documents=many"]]
+)
+def test_a_wrong_name_or_field_is_told_before_anything_heavy_is_loaded(wrong: list[str]) -> None:
+    code = f"""
+import sys
+from memdefense.cli import cli
+from memdefense.errors import SpecError
+try:
+    cli(['run', *{wrong}], standalone_mode=False)
+except SpecError:
+    print({HEAVY} - {{'numpy'}})
+"""
+    assert _python(code).splitlines()[-1] == "set()"
+
+
 def test_public_names_all_exist() -> None:
     code = "import memdefense; print([n for n in memdefense.__all__ if not hasattr(memdefense, n)], dir(memdefense)[0])"
     assert _python(code).startswith("[]")
