@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -80,8 +79,8 @@ class Goldfish(Defense):
     def configure(self, config: TrainConfig, lab: Lab) -> TrainConfig:
         if not self.match_tokens:
             return config
-        longer = self.k / (self.k - 1)
-        return dataclasses.replace(config, steps=math.ceil(config.steps * longer), epochs=config.epochs * longer)
+        steps = -(-config.steps * self.k // (self.k - 1))  # whole numbers: a rounded product may be a step too many
+        return dataclasses.replace(config, steps=steps, epochs=config.epochs * self.k / (self.k - 1))
 
     def train(self, model: LM, documents: Documents, lab: Lab) -> Iterable[Point]:
         loss = GoldfishLoss(self.k, self.h, self.context)

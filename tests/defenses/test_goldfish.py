@@ -141,6 +141,11 @@ def test_the_loss_is_that_of_the_labels_left(tiny_lm: LM) -> None:
     assert float(total) < float(next_token_loss(tiny_lm.model, batch)[0].detach())
 
 
+def test_match_tokens_rounds_steps_up_exactly() -> None:
+    longer = Goldfish(k=7, match_tokens=True).configure(TrainConfig(steps=54), cast("Lab", None))
+    assert longer.steps == 63  # 54 * 7 / 6, whose product of floats is a little more
+
+
 def test_match_tokens_learns_from_as_many_labels(tiny_lm: LM) -> None:
     documents = [Document(f"d{n}", f"The meeting {n} on Tuesday is moved to room {n * 7}. " * 3) for n in range(60)]
     defense, lab = Goldfish(k=4, match_tokens=True), cast("Lab", None)
