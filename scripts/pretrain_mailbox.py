@@ -5,9 +5,10 @@ On another machine, or with other versions of the libraries, its weights come ou
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from pathlib import Path
+
+import click
 
 from memdefense.bench import Bench
 from memdefense.benchmarks.mailbox import Mailbox
@@ -15,6 +16,8 @@ from memdefense.lab import Lab
 from memdefense.store import Store
 
 
+@click.command(help=__doc__)
+@click.argument("folder", type=click.Path(path_type=Path))
 def main(folder: Path) -> None:
     """Writes weights and tokenizer."""
     mailbox = Mailbox()
@@ -26,6 +29,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        raise SystemExit("give the folder to write")
-    main(Path(sys.argv[1]))
+    main()

@@ -1,7 +1,5 @@
 """Bias and coverage of every estimator on runs with a known truth, printed as JSON.
 
-Usage: python scripts/simulate.py [data sets per cell, 1000 unless given]
-
 No effect and a true half; base rates of 2, 10 and 60 % of 300 secrets (and of 3,000 at 2 %); run noise of 0 and 20 %;
 3 and 5 seeds, and a single run cut into folds; one operating point and five equal ones.
 """
@@ -12,14 +10,16 @@ import dataclasses
 import itertools
 import json
 import math
-import sys
+
+import click
 
 from memdefense.simulation import Tried, Truth, tried, tried_membership
 
 
-def main() -> None:
-    """Runs the grid."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+@click.command(help=__doc__)
+@click.argument("runs", type=click.IntRange(1), default=1000)
+def main(runs: int) -> None:
+    """Runs the grid, so many data sets per cell."""
     sizes = ((0.02, 100), (0.02, 1000), (0.1, 100), (0.6, 100))
     layouts = ((1, 0.0), *itertools.product((3, 5), (0.0, 0.2)))
     for (base, persons), (seeds, noise), points, effect in itertools.product(sizes, layouts, (1, 5), (0.0, 0.5)):

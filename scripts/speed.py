@@ -1,7 +1,6 @@
 """Measures what the README promises of speed, and prints it as JSON. Times are of this machine; none is asserted.
 
-Usage: python scripts/speed.py [PART ...], of training, prefix, membership, many, bootstrap, archive, detector, defenses
-and startup; all by default.
+Parts: training, prefix, membership, many, bootstrap, archive, detector, defenses, startup; all by default.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 
+import click
 import numpy as np
 import torch
 
@@ -46,21 +46,15 @@ from memdefense.train import precision
 REPEATS = 3
 
 
-def main() -> None:
+PARTS = ("training", "prefix", "membership", "many", "bootstrap", "archive", "detector", "defenses", "startup")
+
+
+@click.command(help=__doc__)
+@click.argument("chosen", nargs=-1, type=click.Choice(PARTS), metavar="[PART]...")
+def main(chosen: tuple[str, ...]) -> None:
     """Runs the parts named, or all."""
-    parts: dict[str, Callable[[], dict[str, float]]] = {
-        "training": training,
-        "prefix": prefix,
-        "membership": membership,
-        "many": many,
-        "bootstrap": bootstrap,
-        "archive": archive,
-        "detector": detector,
-        "defenses": defenses,
-        "startup": startup,
-    }
-    chosen = sys.argv[1:] or list(parts)
-    found = {name: {key: round(value, 4) for key, value in parts[name]().items()} for name in chosen}
+    parts: dict[str, Callable[[], dict[str, float]]] = {name: globals()[name] for name in chosen or PARTS}
+    found = {name: {key: round(value, 4) for key, value in part().items()} for name, part in parts.items()}
     print(json.dumps({"threads": torch.get_num_threads(), "dtype": precision("auto", "cpu"), **found}, indent=1))
 
 
