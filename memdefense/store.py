@@ -203,6 +203,8 @@ class Store:
             for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 if os.strerror(code) in str(error) or f"os error {code})" in str(error):
                     raise StoreError(self._cannot(os.strerror(code))) from error
+            if any(sign in str(error) for sign in _TORCH_WRITER):
+                raise StoreError(self._cannot("a file could not be written to its end")) from error
             raise
 
     def _cannot(self, why: str) -> str:
@@ -210,6 +212,10 @@ class Store:
             f"cannot write to the store {self.folder}: {why}. Nothing finished is lost; free some space "
             "(memdefense cache prune) or choose another place with --store, and run the same command again"
         )
+
+
+# What `torch.save` says of a full disk; the operating system's own words are lost in it.
+_TORCH_WRITER = (". unexpected pos ", "PytorchStreamWriter failed", "iostream error")
 
 
 def _hash(path: Path) -> str:

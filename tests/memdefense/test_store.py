@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+import torch
 
 from memdefense.bench import Bench
 from memdefense.errors import MemdefenseError, StoreError
@@ -206,6 +207,7 @@ def test_store_in_place_of_a_file_is_an_error(tmp_path: Path) -> None:
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 17123776 vs 17123664"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
     ],
@@ -215,6 +217,16 @@ def test_full_disk_is_told_as_such_however_it_is_wrapped(box: Store, error: Exce
         raise error
 
     with pytest.raises(StoreError, match=r"cannot write to the store.*(space|quota).*--store"):
+        box.make("kind", {"a": 1}, maker)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_torch_on_a_full_disk_is_told_as_such(box: Store) -> None:
+    def maker(folder: Path) -> dict[str, object]:
+        torch.save({"weights": torch.zeros(1_000_000)}, "/dev/full")
+        return {}
+
+    with pytest.raises(StoreError, match=r"cannot write to the store.*--store"):
         box.make("kind", {"a": 1}, maker)
 
 
