@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import cast
@@ -18,7 +19,7 @@ from memdefense.errors import MemdefenseError, NotApplicable, SpecError, StoreEr
 from memdefense.lm import LM
 from memdefense.pipeline import Defended, measure, scored, write_outcomes
 from memdefense.recipe import code_of, digest
-from memdefense.results import SCHEMA, Row, Writer, provenance, say, score_rows
+from memdefense.results import SCHEMA, Row, Writer, outcomes_name, provenance, say, score_rows
 from memdefense.runner import prepare
 from memdefense.settings import Settings
 from memdefense.store import Artifact
@@ -138,7 +139,7 @@ def _row(
             "cost": {name: artifact.facts[name] for name in ("seconds", "peak_memory_bytes")},
         }
         if writer:
-            write_outcomes(writer.folder / "outcomes" / f"{recipe[:32]}.jsonl", outcomes)
+            writer.file(outcomes_name(recipe), functools.partial(write_outcomes, outcomes=outcomes))
     row["key"] = digest([recipe, row["status"], row["error"]])
     row["provenance"] = provenance(
         work.bench.device, torch.get_num_threads(), str(attacked.model.dtype), attacked.origin

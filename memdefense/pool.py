@@ -6,6 +6,7 @@ that measured are gone.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -19,7 +20,18 @@ from memdefense.attack import Attack
 from memdefense.errors import DataError, SpecError
 from memdefense.pipeline import read_outcomes, scored
 from memdefense.reference import UNDEFENDED
-from memdefense.results import Results, Row, Writer, check_new, latest, outcomes_path, place_of, read_rows, score_rows
+from memdefense.results import (
+    Results,
+    Row,
+    Writer,
+    check_new,
+    latest,
+    outcomes_name,
+    outcomes_path,
+    place_of,
+    read_rows,
+    score_rows,
+)
 from memdefense.tally import Tally, measured_of
 
 logger = logging.getLogger(__name__)
@@ -178,7 +190,7 @@ def _add(tally: Tally, writer: Writer, row: Row, folder: Path, attack: Attack) -
     )
     tally.add(row, measured)
     writer.row(row)
-    shutil.copyfile(path, outcomes_path(writer.folder, row))
+    writer.file(outcomes_name(row["recipe"]), functools.partial(shutil.copyfile, path))
 
 
 def _failed(row: Row) -> bool:

@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +81,17 @@ class Writer:
 
     def text(self, name: str, content: str) -> None:
         """Writes a file beside the rows, by one rename."""
+        self.file(name, lambda path: path.write_text(content))
+
+    def file(self, name: str, make: Callable[[Path], object]) -> None:
+        """Has a file beside the rows made under another name, and gives it its own."""
         aside = self.folder / f"{name}.{os.getpid()}"
-        with self._writing():
-            aside.write_text(content)
-            aside.replace(self.folder / name)
+        try:
+            with self._writing():
+                make(aside)
+                aside.replace(self.folder / name)
+        finally:
+            aside.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -141,7 +148,12 @@ def place_of(row: Row) -> tuple[str, str, str, int, str]:
 
 def outcomes_path(folder: Path, row: Row) -> Path:
     """Where a results folder keeps the outcomes of a point's row."""
-    return folder / "outcomes" / f"{row['recipe'][:32]}.jsonl"
+    return folder / outcomes_name(row["recipe"])
+
+
+def outcomes_name(recipe: str) -> str:
+    """The file of a recipe's outcomes in a results folder."""
+    return f"outcomes/{recipe[:32]}.jsonl"
 
 
 def score_rows(scores: Scores, headline: str) -> dict[str, dict[str, object]]:

@@ -20,7 +20,7 @@ from memdefense.errors import MemdefenseError, NotApplicable, StoreError
 from memdefense.pipeline import Defended, defend, measure, read_samples, scored, write_outcomes
 from memdefense.recipe import code_of, digest
 from memdefense.reference import UNDEFENDED, Reference, alike, reference_of, tokens_of
-from memdefense.results import SCHEMA, Row, Writer, outcomes_path, provenance, say, score_rows
+from memdefense.results import SCHEMA, Row, Writer, outcomes_name, provenance, say, score_rows
 from memdefense.settings import Settings
 from memdefense.store import Artifact
 from memdefense.tally import Tally, measured_of
@@ -180,7 +180,7 @@ class Sheet:
             return
         self._writer.row(row)
         if artifact:
-            write_outcomes(outcomes_path(self._writer.folder, row), outcomes)
+            self._writer.file(outcomes_name(row["recipe"]), lambda path: write_outcomes(path, outcomes))
             if self._settings.log_samples:
                 lines = "".join(json.dumps(dict(sample)) + "\n" for sample in read_samples(artifact))
                 self._writer.text(f"outcomes/{row['recipe'][:32]}.samples.jsonl", lines)

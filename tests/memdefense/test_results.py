@@ -123,3 +123,16 @@ def test_scores_keep_everything_that_stands_beside_them() -> None:
 def test_failed_rows_are_the_errors_alone() -> None:
     rows = [_row("a"), {**_row("b"), "status": "error"}, {**_row("c"), "status": "n/a"}]
     assert [row["key"] for row in Results(rows, []).failed] == ["b"]
+
+
+def test_a_file_beside_the_rows_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    writer = Writer(tmp_path / "out")
+    writer.file("outcomes/one.jsonl", lambda path: path.write_text("old"))
+
+    def full(path: Path) -> None:
+        path.write_text("ha")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(DataError, match=r"cannot write results.*No space left.*run the same command again"):
+        writer.file("outcomes/one.jsonl", full)
+    assert [path.read_text() for path in (tmp_path / "out" / "outcomes").iterdir()] == ["old"]
