@@ -23,6 +23,7 @@ from memdefense.options import (
     benchmark_of,
     config_file,
     many,
+    run_of,
     settings_of,
     store_folder,
 )
@@ -89,6 +90,13 @@ def cli(verbose: bool) -> None:
 )
 @click.option("--log-samples", is_flag=True, help="Also write prompts and generations: they hold private text.")
 @MACHINE
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Share the work; on GPUs, one process each.",
+)
 @click.option("-o", "--output", default="", help="Results folder. [default: runs/BENCHMARK-DIGEST]")
 def run(**given: Any) -> None:
     """Measure defenses against attacks and print the MaxTER table.
@@ -99,27 +107,15 @@ def run(**given: Any) -> None:
     """
     from memdefense import registry
 
-    benchmark = benchmark_of(given)
-    named = {"benchmarks": benchmark, "defenses": ",".join(given["defenses"]), "attacks": ",".join(given["attacks"])}
-    for group, specs in named.items():  # a wrong name or field is told before torch is loaded
-        registry.instances(group, specs)
+    benchmark, defenses, attacks, settings = run_of(given)
+    for group, named in (("benchmarks", benchmark), ("defenses", defenses), ("attacks", attacks)):
+        registry.instances(group, named)  # a wrong name or field is told before torch is loaded
 
     from memdefense.recipe import digest
-    from memdefense.runner import Settings
     from memdefense.runner import run as measure
     from memdefense.watch import watching
 
     spec = benchmark if isinstance(benchmark, str) else benchmark.spec
-    settings = Settings(
-        **settings_of(given),
-        seeds=tuple(given["seed"]) or tuple(range(given["seeds"])),
-        output=given["output"],
-        batch_size=batch_size_of(given["batch_size"]),
-        general_text=given["general_text"],
-        limit=given["limit"],
-        log_samples=given["log_samples"],
-        baselines=given["baselines"],
-    )
     if not settings.output:
         import dataclasses
 
@@ -128,7 +124,11 @@ def run(**given: Any) -> None:
         name = digest([spec, given["defenses"], given["attacks"], said])[:8]
         settings = dataclasses.replace(settings, output=f"runs/{spec.partition(':')[0]}-{name}")
     with watching() as progress:
-        results = measure(benchmark, named["defenses"], named["attacks"], settings=settings, progress=progress)
+        if given["processes"] > 1:
+            from memdefense.team import share_out
+
+            share_out(given, progress)
+        results = measure(benchmark, defenses, attacks, settings=settings, progress=progress)
     _print_table(Path(settings.output))
     click.echo(f"results: {settings.output}")
     if results.failed:

@@ -22,7 +22,7 @@ _POLL = 0.2
 
 
 class Lease:
-    """A file that says who is at work. Entering waits for the holder, or takes over from a dead one.
+    """A file that says who is at work. Entering waits for the holder, or takes over from a dead one; once only.
 
     On the same host a dead holder is known by its process; elsewhere by its silence.
     """
@@ -35,22 +35,34 @@ class Lease:
 
     def __enter__(self) -> Lease:
         told = False
-        while not self._take():
+        while not self.take():
             holder = self._read()
-            if holder is not None and self._dead(holder):
-                logger.warning("taking over the work of process %s, which is gone", holder.get("pid"))
-                self._clear(holder.get("token"))
-                continue
             if holder is not None and not told:
                 where = (holder.get("pid"), holder.get("host"))
                 logger.warning("waiting for process %s on %s, which makes the same", *where)
                 told = True
             time.sleep(_POLL)
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def take(self) -> bool:
+        """Takes it now, from a dead holder too; False where a living one has it."""
+        if not self._take():
+            holder = self._read()
+            if holder is None or not self._dead(holder):
+                return False
+            logger.warning("taking over the work of process %s, which is gone", holder.get("pid"))
+            self._clear(holder.get("token"))
+            if not self._take():
+                return False
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return True
+
+    def leave(self) -> None:
+        """Gives it up."""
         self._stop.set()
         if self._thread:
             self._thread.join()

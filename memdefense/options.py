@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from memdefense.settings import Settings
 
 STORE = click.option("--store", default="", help="[default: $MEMDEFENSE_STORE or ~/.cache/memdefense]")
 
@@ -145,6 +148,23 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
         "detector_recall": given["detector_recall"],
         "edit_all": given["edit_at"] == "all",
     }
+
+
+def run_of(given: Mapping[str, Any]) -> tuple[Any, str, str, Settings]:
+    """Benchmark, defenses, attacks and settings of ``memdefense run``."""
+    from memdefense.settings import Settings
+
+    settings = Settings(
+        **settings_of(given),
+        seeds=tuple(given["seed"]) or tuple(range(given["seeds"])),
+        output=given["output"],
+        batch_size=batch_size_of(given["batch_size"]),
+        general_text=given["general_text"],
+        limit=given["limit"],
+        log_samples=given["log_samples"],
+        baselines=given["baselines"],
+    )
+    return benchmark_of(given), ",".join(given["defenses"]), ",".join(given["attacks"]), settings
 
 
 def training_of(given: Mapping[str, Any]) -> dict[str, object]:

@@ -58,28 +58,55 @@ def run(
             status ``error``, and the others go on.
     """
     settings = _settings(settings, options)
-    chosen = one_benchmark(benchmark)
-    arms = _arms(defenses, settings.baselines)
-    played = [cast(Attack, made[0]) for _, made in registry.instances("attacks", attacks)]
-    utilities = [cast(Utility, made[0]) for _, made in registry.instances("utilities", "all")]
-    if not played:
-        raise SpecError("no attack was named; give one, such as prefix")
+    plan = planned(benchmark, defenses, attacks, settings)
     writer = Writer(Path(settings.output)) if settings.output else None  # first: a wrong folder is told at once
-    _pin([chosen, *(spec for specs in arms.values() for spec in specs)], [*played, *utilities])
-    work = prepare(chosen, settings, progress)
+    work = prepare(plan.benchmark, settings, progress)
     if writer:
-        writer.text("config.json", json.dumps(_described(chosen, arms, played, settings, work), indent=1, default=str))
-    sheet = Sheet(work, settings, utilities, played, writer)
+        writer.text("config.json", json.dumps(_described(plan, settings, work), indent=1, default=str))
+    sheet = Sheet(work, settings, plan.utilities, plan.attacks, writer)
     try:
         for seed in settings.seeds:
             sheet.undefended(seed)
-            for label, specs in arms.items():
+            for label, specs in plan.arms.items():
                 for defense in specs:
                     retried(work.bench, functools.partial(sheet.unit, label, defense, seed))
         entries = sheet.entries()
     finally:
         _tell_reuse(work.bench.store)
     return Results(sheet.rows, entries, writer.folder if writer else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run measures.
+
+    Attributes:
+        benchmark: the data and the base model.
+        arms: defenses by label, the undefended first, named or not.
+        attacks: what is played.
+        utilities: what is measured of every point beside.
+    """
+
+    benchmark: Benchmark
+    arms: Mapping[str, Sequence[Defense]]
+    attacks: Sequence[Attack]
+    utilities: Sequence[Utility]
+
+
+def planned(benchmark: Benchmark | str, defenses: object, attacks: object, settings: Settings) -> Plan:
+    """What was named, and the code behind it read.
+
+    Raises:
+        SpecError: a name or a field is wrong, or no attack was named.
+    """
+    chosen = one_benchmark(benchmark)
+    arms = _arms(defenses, settings.baselines)
+    played = [cast(Attack, made[0]) for _, made in registry.instances("attacks", attacks)]
+    utilities = [cast(Utility, made[0]) for _, made in registry.instances("utilities", "all")]
+    if not played:
+        raise SpecError("no attack was named; give one, such as prefix")
+    _pin([chosen, *(spec for specs in arms.values() for spec in specs)], [*played, *utilities])
+    return Plan(chosen, arms, played, utilities)
 
 
 def _pin(plugins: Sequence[object], measures: Sequence[Measure]) -> None:
@@ -189,18 +216,12 @@ def _config(benchmark: Benchmark, settings: Settings, base: LM) -> TrainConfig:
     return config
 
 
-def _described(
-    benchmark: Benchmark,
-    arms: Mapping[str, Sequence[Defense]],
-    attacks: Sequence[Measure],
-    settings: Settings,
-    work: Work,
-) -> dict[str, object]:
+def _described(plan: Plan, settings: Settings, work: Work) -> dict[str, object]:
     corpus = work.corpus
     return {
-        "benchmark": benchmark.spec,
-        "defenses": {label: [spec.spec for spec in specs] for label, specs in arms.items()},
-        "attacks": [attack.spec for attack in attacks],
+        "benchmark": plan.benchmark.spec,
+        "defenses": {label: [spec.spec for spec in specs] for label, specs in plan.arms.items()},
+        "attacks": [attack.spec for attack in plan.attacks],
         "settings": dataclasses.asdict(settings),
         "training": dataclasses.asdict(work.config),
         "corpus": {
@@ -219,4 +240,4 @@ def _tell_reuse(store: Store) -> None:
         (store.folder / "last-run.json").write_text(json.dumps(store.events, default=str))
 
 
-__all__ = ["Results", "Settings", "one_benchmark", "prepare", "run"]
+__all__ = ["Plan", "Results", "Settings", "one_benchmark", "planned", "prepare", "run"]

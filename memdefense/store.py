@@ -134,6 +134,12 @@ class Store:
             raise StoreError(f"the artifact just written to {home} cannot be read back; check the disk under the store")
         return made
 
+    def claim(self, parts: Parts) -> Lease | None:
+        """Work that is of several artifacts, for whoever comes first; None where a living process is at it."""
+        lease = Lease(self.folder / "leases" / f"claim-{digest(parts)}.json")
+        with self._writing():
+            return lease if lease.take() else None
+
     def find(self, kind: str, key: str) -> Artifact | None:
         """The artifact under a key; None where there is none, or one whose files are missing (which is removed)."""
         home = self._home(kind, key)
