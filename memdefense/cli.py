@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from importlib.metadata import entry_points
@@ -22,6 +21,7 @@ from memdefense.options import (
     batch_size_of,
     benchmark_of,
     config_file,
+    logs,
     many,
     run_of,
     settings_of,
@@ -67,10 +67,7 @@ def _brought() -> Any:
 @click.option("-v", "--verbose", is_flag=True, help="Say what is done, and why.")
 def cli(verbose: bool) -> None:
     """Which defense keeps a fine-tuned language model from handing out its private text, and at what cost."""
-    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
-    if not verbose:
-        for noisy in ("transformers", "accelerate", "datasets", "peft", "filelock"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
+    logs(verbose=verbose)
 
 
 @cli.command()
@@ -125,8 +122,12 @@ def run(**given: Any) -> None:
         settings = dataclasses.replace(settings, output=f"runs/{spec.partition(':')[0]}-{name}")
     with watching() as progress:
         if given["processes"] > 1:
+            from memdefense.results import Writer
+            from memdefense.runner import planned
             from memdefense.team import share_out
 
+            Writer(Path(settings.output))  # a wrong folder is told at once
+            planned(benchmark, defenses, attacks, settings)  # reads the code that is loaded here, before it can change
             share_out(given, progress)
         results = measure(benchmark, defenses, attacks, settings=settings, progress=progress)
     _print_table(Path(settings.output))

@@ -255,8 +255,9 @@ def _plain(arm: Arm, seeds: Sequence[int]) -> dict[str, object]:
                 100 * (1 - _most(a) / _most(b)) if _most(b) > 0 else math.nan for a, b in zip(same, last, strict=True)
             ]
             delta = math.fsum(found[0].delta for found in same) / len(seeds)
+            reduction = math.fsum(kept) / len(seeds)
             # Signed seed by seed, so that noise averages out; in the end no more than all can be taken away.
-            points[label] = OperatingPoint(delta, min(100.0, math.fsum(kept) / len(seeds)))
+            points[label] = OperatingPoint(delta, 100.0 if reduction > 100 else reduction)
     front = pareto_front(points.values())
     return {
         "maxter": {f"{tau:g}": maxter(points.values(), tau) for tau in TAUS},

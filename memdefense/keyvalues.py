@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -49,8 +50,8 @@ def reserved(model: Any, tokens: int) -> dict[str, DynamicCache]:
 
     Layers that hold something else than all keys and values (a sliding window, a state) stay transformers' own.
     """
-    named = "mamba" in type(model).__name__.lower()  # by which transformers tells that the cache has another name
-    if named or not model._supports_default_dynamic_cache() or model.config.is_encoder_decoder:
+    named = "past_key_values" in inspect.signature(model.forward).parameters  # others refuse the argument
+    if not named or not model._supports_default_dynamic_cache() or model.config.is_encoder_decoder:
         return {}
     cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     own = [type(layer) is DynamicLayer for layer in cache.layers]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -111,6 +112,14 @@ def config_file(ctx: click.Context, param: click.Parameter, value: str | None) -
             str(option.name): [text] if getattr(option, "multiple", False) and not many else text,
         }
     return value
+
+
+def logs(*, verbose: bool) -> None:
+    """What is told beside results: warnings, and with ``verbose`` what is done and why."""
+    logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    if not verbose:
+        for noisy in ("transformers", "accelerate", "datasets", "peft", "filelock"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def many(*names: str, default: str, help: str) -> Decorator:

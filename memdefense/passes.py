@@ -24,8 +24,8 @@ Columns = list[npt.NDArray[np.float64]]
 MEASURED_FLOATS = {"cpu": 1 << 20}
 _BATCH_LOGITS = 1 << 27
 _BATCH_TOKENS = {"cpu": 8192, "cuda": 131072, "mps": 16384}
-# Keys and values of one batch, where the token budget would leave it smaller. A step copies them: on a CPU larger ones
-# come as fresh pages each time, which took 40 % of a prefix attack.
+# Keys and values of one batch, where the token budget would leave it smaller. Where a model's own cache copies them at
+# each step, larger ones come as fresh pages each time, which took 40 % of a prefix attack on a CPU.
 _CACHE_BYTES = {"cpu": 1 << 26}
 # A pass without generation gains nothing from more rows on a CPU, and loses to padding and to the cache.
 _PASS_TOKENS = {**_BATCH_TOKENS, "cpu": 2048}

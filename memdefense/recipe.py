@@ -57,8 +57,8 @@ def code_of_run(measure: object) -> str:
 
 
 def forget() -> None:
-    """Forgets the source that was read, which is read once a process: for whoever reloads edited modules in one."""
-    for read in (_text, _needs, _normal, _closure_digest, _run_digest, _home_folder):
+    """Forgets the source that was read: for whoever edits modules and has the same ones named anew in one process."""
+    for read in (_needs_at, _normal_at, _closure_digest, _run_digest, _home_folder):
         read.cache_clear()
 
 
@@ -189,15 +189,23 @@ def _source(name: str) -> Path | None:
     return Path(file) if file and (file.endswith(".py") or script) else None
 
 
-@functools.cache
 def _text(path: Path) -> str:
-    """A source file as it was when it was first read."""
     return path.read_text(encoding="utf-8")
 
 
-@functools.cache
 def _needs(name: str, path: Path) -> tuple[str, ...]:
+    return _needs_at(name, path, _stamp(path))
+
+
+@functools.cache
+def _needs_at(name: str, path: Path, _at: tuple[int, int]) -> tuple[str, ...]:
     return tuple(_imports(name, path, ast.parse(_text(path)).body))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What tells an edited file: of modules that are loaded anew in one process."""
+    found = path.stat()
+    return found.st_mtime_ns, found.st_size
 
 
 def _imports(name: str, path: Path, body: list[ast.stmt]) -> Iterator[str]:
@@ -232,9 +240,13 @@ def _homes(module: str, name: str) -> Iterator[str]:
         yield str(owner)
 
 
-@functools.cache
 def _normal(path: Path) -> str:
     """Source as a syntax tree without docstrings, comments and layout."""
+    return _normal_at(path, _stamp(path))
+
+
+@functools.cache
+def _normal_at(path: Path, _at: tuple[int, int]) -> str:
     return _dumped(ast.parse(_text(path)))
 
 

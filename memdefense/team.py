@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -10,17 +12,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 import click
 import torch
+from rich.markup import escape
 
 from memdefense.attack import Measure
 from memdefense.bench import Progress
 from memdefense.defense import Defense, overrides
 from memdefense.errors import MemdefenseError, StoreError
 from memdefense.lm import best_device
-from memdefense.options import run_of
+from memdefense.options import logs, run_of
 from memdefense.pipeline import defend, measure
 from memdefense.runner import Plan, planned, prepare
 from memdefense.work import Work, retried
@@ -40,25 +43,68 @@ def share_out(given: Mapping[str, Any], progress: Progress) -> None:
         given: the options of ``memdefense run``.
         progress: told what each process does, as it says it.
     """
-    environments = _environments(given["device"], given["processes"])
+    device = given["device"] or best_device()
+    environments = _environments(device, given["processes"])
     for threads in filter(None, (environment.get("OMP_NUM_THREADS") for environment in environments)):
         torch.set_num_threads(int(threads))  # what is left to the run is made as the rest was
-    team = [_started(given, place, environment) for place, environment in enumerate(environments)]
-    listeners = [
-        threading.Thread(target=_relay, args=(place, member, progress), daemon=True)
-        for place, member in enumerate(team)
-    ]
+    team: list[_Member] = []
     try:
-        for listener in listeners:
-            listener.start()
-        for place, member in enumerate(team):
-            if member.wait():
-                logger.warning("process %d ended early; what it was to make is made by the others, or last", place)
+        for place, environment in enumerate(environments):
+            team.append(_Member({**given, "device": device, "place": place}, environment, progress))
+        for member in team:
+            member.wait()
     finally:
         for member in team:
-            member.terminate()
-        for listener in listeners:
-            listener.join()
+            member.end()
+
+
+class _Member:
+    """One process, and a thread that passes on what it says. It ends when we do, however we end."""
+
+    def __init__(self, given: Mapping[str, Any], environment: Mapping[str, str], progress: Progress) -> None:
+        self._place, self._progress, self._last = given["place"], progress, ""
+        # Not from the folder we are in, as -m would: a file there may have the name of a library.
+        found = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"}
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", _MODULE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            env={**os.environ, **found, **environment},
+        )
+        self._listener = threading.Thread(target=self._relay, daemon=True)
+        self._listener.start()
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it is gone, which waiting for it tells
+            self._process.stdin.write(json.dumps(given) + "\n")
+            self._process.stdin.flush()  # and left open: its end tells the process that ours is gone
+
+    def wait(self) -> None:
+        """Until it has ended; says so where it ended early."""
+        if self._process.wait():
+            logger.warning(
+                "process %d ended early (%s); what it was to make is made by the others, or last",
+                self._place,
+                self._last or "it said nothing",
+            )
+
+    def end(self) -> None:
+        """Ends it, if it has not ended."""
+        self._process.terminate()
+        self._process.wait()
+        self._listener.join(timeout=5)
+        if self._process.stdin:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+
+    def _relay(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                self._last = line.strip() or self._last
+                self._progress(escape(f"[{self._place}] {self._last}"), 0, 0)
 
 
 def units(plan: Plan, seeds: Sequence[int], place: int, many: int) -> list[Unit]:
@@ -80,12 +126,21 @@ def help_out(plan: Plan, work: Work, seeds: Sequence[int], place: int = 0, many:
     Raises:
         StoreError: the store cannot be written.
     """
+    measures: list[Measure] = [*plan.utilities, *plan.attacks]
     for defense, seed in units(plan, seeds, place, many):
-        claim = work.bench.store.claim({"unit": defense.spec, "seed": seed, "corpus": work.corpus_digest})
+        claim = work.bench.store.claim(
+            {
+                **work.inputs(defense, seed),
+                "corpus": work.corpus_digest,
+                "config": dataclasses.asdict(work.config),
+                "edit_all": work.edit_all,
+                "measures": [one.spec for one in measures],
+            }
+        )
         if claim is None:
             continue
         try:
-            retried(work.bench, functools.partial(_make, work, defense, seed, [*plan.utilities, *plan.attacks]))
+            retried(work.bench, functools.partial(_make, work, defense, seed, measures))
         except StoreError:
             raise
         except MemdefenseError as error:
@@ -121,53 +176,40 @@ def _from(all_of_them: list[Unit], place: int, many: int) -> list[Unit]:
 
 
 def _environments(device: str, many: int) -> list[dict[str, str]]:
-    """What each process is told of the machine."""
-    if (device or best_device()) == "cuda":
+    """What each process is told of the machine; nothing where all are to use one named card."""
+    if device == "cuda":
         seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        cards = seen.split(",") if seen else [str(number) for number in range(torch.cuda.device_count())]
-        return [{"CUDA_VISIBLE_DEVICES": cards[place % len(cards)]} for place in range(many)]
+        cards = [card for card in seen.split(",") if card] if seen else list(map(str, range(torch.cuda.device_count())))
+        return [{"CUDA_VISIBLE_DEVICES": cards[place % len(cards)]} if cards else {} for place in range(many)]
+    if device != "cpu" or "OMP_NUM_THREADS" in os.environ:
+        return [{}] * many
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // many))}] * many
-
-
-def _started(given: Mapping[str, Any], place: int, environment: Mapping[str, str]) -> subprocess.Popen[str]:
-    member = subprocess.Popen(
-        [sys.executable, "-m", _MODULE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **environment},
-    )
-    assert member.stdin is not None
-    with member.stdin as told:
-        json.dump({**given, "place": place}, told)
-    return member
-
-
-def _relay(place: int, member: subprocess.Popen[str], progress: Progress) -> None:
-    assert member.stdout is not None
-    with member.stdout as lines:
-        for line in lines:
-            progress(f"[{place}] {line.rstrip()}", 0, 0)
+    return [{"OMP_NUM_THREADS": str(max(1, cores // many))}] * many
 
 
 def main() -> None:
     """One process of a team: reads its options from standard input, and says what it does on standard output."""
-    given = json.load(sys.stdin)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    given = json.loads(sys.stdin.readline())
+    threading.Thread(target=_leave_with, args=(sys.stdin,), daemon=True).start()
+    logs(verbose=False)
     benchmark, defenses, attacks, settings = run_of(given)
     last = ""
 
     def say(what: str, _done: int, _total: int) -> None:
         nonlocal last
         if what != last:
-            click.echo(what)  # a run that is gone has closed the pipe, which ends this process too
+            click.echo(what)
             last = what
 
     plan = planned(benchmark, defenses, attacks, settings)
     work = prepare(plan.benchmark, settings, say)
     help_out(plan, work, settings.seeds, given["place"], given["processes"])
+
+
+def _leave_with(lifeline: IO[str]) -> None:
+    """Ends this process, whatever it is doing, when the one that started it is gone: the store is fit for that."""
+    lifeline.read()
+    os._exit(1)
 
 
 if __name__ == "__main__":

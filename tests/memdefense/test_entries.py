@@ -249,3 +249,11 @@ def test_a_leakage_below_chance_takes_no_more_than_all_away() -> None:
     # Averaged over seeds before it is cut off: 150 and 25.
     assert plain["points"]["0.5"]["reduction"] == pytest.approx(87.5)
     assert plain["maxter"]["5"] == 100.0
+
+
+def test_where_nothing_leaks_undefended_no_share_of_it_is_taken_away() -> None:
+    none = [measured(seed, "1.0", 0.0, leakage) for seed, leakage in ((0, 0.0), (1, -0.1))]
+    plain = entry([measured(seed, "1.0", 1.0, 0.1) for seed in (0, 1)], none)["plain"]
+    assert math.isnan(plain["points"]["1.0"]["reduction"])
+    assert plain["maxter"] == {"1": 0.0, "5": 0.0, "20": 0.0}
+    assert plain["front"] == [{"delta": 0.0, "reduction": 0.0}]

@@ -10,6 +10,7 @@ from transformers import (
     GenerationConfig,
     GPT2Config,
     MambaConfig,
+    OpenAIGPTConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -119,6 +120,9 @@ def test_a_sliding_window_stays_transformers_own() -> None:
     assert torch.equal(generated(model), generated(model, **cache))
 
 
-def test_a_model_with_a_state_of_its_own_is_given_nothing() -> None:
-    config = MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50, state_size=4)
-    assert reserved(built(config), 21) == {}
+def test_models_that_know_no_cache_or_keep_a_state_are_given_nothing() -> None:
+    mamba = MambaConfig(hidden_size=16, num_hidden_layers=1, vocab_size=50, state_size=4)
+    assert reserved(built(mamba), 21) == {}
+    first = built(OpenAIGPTConfig(n_embd=16, n_head=2, n_layer=1, vocab_size=50, n_positions=64))
+    assert reserved(first, 21) == {}
+    assert len(generated(first)) == 9

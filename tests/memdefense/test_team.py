@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from memdefense.corpus import Documents
 from memdefense.defense import Defense, Point
 from memdefense.defenses.rmft import RMFT
 from memdefense.lab import Lab
+from memdefense.lease import Lease
 from memdefense.lm import LM
 from memdefense.runner import planned, prepare, run
 from memdefense.settings import Settings
@@ -64,18 +65,28 @@ def test_every_process_tries_every_unit_beginning_elsewhere_with_those_that_woul
     assert all(sorted(order) == sorted(orders[0]) and {name for name, _ in order[-2:]} == {"late"} for order in orders)
 
 
-def test_it_makes_what_nobody_is_making_and_the_run_finds_it(tmp_path: Path) -> None:
+def test_it_makes_what_nobody_is_making_and_the_run_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = dataclasses.replace(settings(tmp_path), seeds=(0,))
     arms = [RMFT(), Broken()]
     plan = planned(TinyBenchmark(), arms, [Prefix()], given)
     work = prepare(plan.benchmark, given)
-    elsewhere = work.bench.store.claim({"unit": "rmft", "seed": 0, "corpus": work.corpus_digest})
-    assert elsewhere is not None
+    claim = work.bench.store.claim
+    elsewhere: list[Lease] = []
+
+    def taken(parts: Mapping[str, object]) -> Lease | None:
+        if parts["plugin"] != "rmft" or elsewhere:
+            return claim(parts)
+        held = claim(parts)
+        assert held is not None
+        elsewhere.append(held)
+        return claim(parts)
+
+    monkeypatch.setattr(work.bench.store, "claim", taken)
     help_out(plan, work, (0,))
     made = [event for event in work.bench.store.events if event["what"] == "made"]
     assert made
     assert "rmft" not in json.dumps(made, default=str)
-    elsewhere.leave()
+    elsewhere[0].leave()
     help_out(plan, work, (0,))
     assert not list((tmp_path / "store" / "leases").iterdir())
 
@@ -93,6 +104,10 @@ def test_a_card_or_a_share_of_the_cores_for_each(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert _environments("cpu", 3) == [{"OMP_NUM_THREADS": "2"}] * 3
     assert _environments("cpu", 16) == [{"OMP_NUM_THREADS": "1"}] * 16
+    assert _environments("cuda:1", 2) == [{}, {}]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _environments("cuda", 2) == [{}, {}]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [one["CUDA_VISIBLE_DEVICES"] for one in _environments("cuda", 3)] == ["0", "1", "0"]
@@ -111,6 +126,7 @@ class Dies(Defense):
 
     def curate(self, documents, lab, *, epoch=0):
         if os.environ.get("OMP_NUM_THREADS") == "1":
+            print("[/nonsense] on purpose", flush=True)
             os._exit(3)
         return documents
 """
@@ -123,7 +139,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_two_processes_make_the_rows_of_one_and_one_that_dies_is_made_up_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "dying.py").write_text(PLUGIN)
     monkeypatch.syspath_prepend(tmp_path)
@@ -154,5 +170,6 @@ def test_two_processes_make_the_rows_of_one_and_one_that_dies_is_made_up_for(
         told.append(done.output)
     assert rows(tmp_path / "one" / "out") == rows(tmp_path / "two" / "out")
     assert "[0] none, seed 0: training" in told[1]
-    assert "[1] " in told[1]
+    assert "[1] [/nonsense] on purpose" in told[1]
+    assert "process 1 ended early ([/nonsense] on purpose)" in caplog.text
     sys.modules.pop("dying", None)
