@@ -126,7 +126,12 @@ class Utility(Measure):
     """A use the model must still be good for, and what its loss costs in percent.
 
     What it plays against is the whole `Target`, which can answer without its text guards: nobody here is to be misled.
+
+    Attributes:
+        of_guards: whether it prices guards alone: a defense without one is not asked, and pays nothing.
     """
+
+    of_guards: ClassVar[bool] = False
 
     @abstractmethod
     def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome]) -> float:

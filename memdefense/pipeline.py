@@ -185,6 +185,11 @@ def measure(
     return read_outcomes(artifact.file("outcomes.jsonl")), artifact
 
 
+def pricing(defense: Defense, utilities: Iterable[Utility]) -> list[Utility]:
+    """The utilities that a defense is measured by; the others cost it nothing."""
+    return [utility for utility in utilities if not utility.of_guards or overrides(defense, "guard")]
+
+
 def scored(attack: Attack, outcomes: Sequence[Outcome]) -> tuple[Scores, Sequence[Term]]:
     """An attack's scores and terms; what they raise is an error that names the attack."""
     scores = hooked(attack, "score", lambda: attack.score(outcomes))
@@ -227,6 +232,7 @@ __all__ = [
     "Defended",
     "defend",
     "measure",
+    "pricing",
     "read_outcomes",
     "read_samples",
     "scored",

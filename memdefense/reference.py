@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import cast
 
 from memdefense.attack import Outcome, Utility
@@ -26,7 +26,7 @@ class Reference:
     Attributes:
         best: the label of the checkpoint of the lowest held-out perplexity, which utility is relative to.
         points: its operating points, by label.
-        outcomes: of every utility at each of them.
+        outcomes: of a utility at one of them, measured when they are asked for: what prices guards alone seldom is.
         curated: a digest of what it was trained on.
         never_trained: the base model's held-out perplexity.
         overfit: percent by which the final held-out perplexity exceeds its minimum.
@@ -35,26 +35,34 @@ class Reference:
 
     best: str
     points: Mapping[str, StoredPoint]
-    outcomes: Mapping[str, Sequence[Sequence[Outcome]]]
+    outcomes: Callable[[Utility, StoredPoint], Sequence[Outcome]]
     curated: str
     never_trained: float
     overfit: float
     tokens: float
 
+    def cost(self, utility: Utility, found: Sequence[Outcome]) -> float:
+        """Percent that a point lost of one utility, by its outcomes."""
+        return utility.cost(found, self.outcomes(utility, self.points[self.best]))
+
     def status(
-        self, defended: Defended, point: StoredPoint, found: Sequence[Sequence[Outcome]], perplexity: float
+        self,
+        defended: Defended,
+        point: StoredPoint,
+        found: Sequence[tuple[Utility, Sequence[Outcome]]],
+        perplexity: float,
     ) -> str:
         """``no-op``, ``collapsed`` or ``ok``.
 
         Args:
             defended: whose point it is.
             point: ``no-op`` where its documents, weights and outputs are the undefended run's.
-            found: the outcomes of every utility.
+            found: every utility that it is measured by, with its outcomes.
             perplexity: held-out; ``collapsed`` where it is above that of a model that never saw the private text.
         """
         twin = self.twin(point)
         if twin is not None and any(overrides(defended.defense, hook) for hook in _HOOKS):
-            same = all(alike(a, b) for a, b in zip(found, self.outcomes[twin.label], strict=True))
+            same = all(alike(own, self.outcomes(utility, twin)) for utility, own in found)
             if same and defended.curated_digest == self.curated:
                 return "no-op"
         return "ok" if perplexity <= self.never_trained * (1 + 1e-9) else "collapsed"  # so is what is no number
@@ -65,16 +73,21 @@ class Reference:
         return next(same, None)
 
 
-def reference_of(work: Work, utilities: Sequence[Utility], seed: int) -> Reference:
-    """Trains the undefended run of one seed and measures its utility, or takes both from the store."""
+def reference_of(work: Work, perplexity: Utility, seed: int) -> Reference:
+    """Trains the undefended run of one seed and measures its perplexities, or takes both from the store."""
     defended = defend(work, UNDEFENDED, seed)
-    outcomes: dict[str, list[list[Outcome]]] = {}
-    perplexities: dict[str, float] = {}
-    for point in defended.points:
-        model = functools.cache(functools.partial(point.load, work.bench.device))
-        outcomes[point.label] = [measure(defended, point, utility, model)[0] for utility in utilities]
-        place = [utility.name for utility in utilities].index(Perplexity.name)
-        perplexities[point.label] = utilities[place].score(outcomes[point.label][place]).headline.value
+    found: dict[tuple[str, str], Sequence[Outcome]] = {}
+
+    def outcomes(utility: Utility, point: StoredPoint) -> Sequence[Outcome]:
+        key = (utility.spec, point.label)
+        if key not in found:
+            load = functools.partial(point.load, work.bench.device)
+            found[key] = measure(defended, point, utility, load)[0]
+        return found[key]
+
+    perplexities = {
+        point.label: perplexity.score(outcomes(perplexity, point)).headline.value for point in defended.points
+    }
     best = min(perplexities, key=lambda label: perplexities[label])
     base = StoredPoint("base", 0.0, work.base_digest, cast(Artifact, None), "")
     never = measure(defended, base, Perplexity(), lambda: work.base)[0]

@@ -17,7 +17,7 @@ from memdefense.bench import StoredPoint
 from memdefense.defense import Defense, overrides
 from memdefense.entries import Measured
 from memdefense.errors import MemdefenseError, NotApplicable, StoreError
-from memdefense.pipeline import Defended, defend, measure, read_samples, scored, write_outcomes
+from memdefense.pipeline import Defended, defend, measure, pricing, read_samples, scored, write_outcomes
 from memdefense.recipe import code_of, digest
 from memdefense.reference import UNDEFENDED, Reference, alike, reference_of, tokens_of
 from memdefense.results import SCHEMA, Row, Writer, outcomes_name, provenance, say, score_rows
@@ -71,7 +71,8 @@ class Sheet:
 
     def undefended(self, seed: int) -> None:
         """The baseline of one seed: what leakage and utility are relative to."""
-        self._references[seed] = retried(self._work.bench, lambda: reference_of(self._work, self._utilities, seed))
+        perplexity = next(utility for utility in self._utilities if utility.name == Perplexity.name)
+        self._references[seed] = retried(self._work.bench, lambda: reference_of(self._work, perplexity, seed))
 
     def unit(self, label: str, defense: Defense, seed: int) -> None:
         """All rows of one defense on one seed; an error is a row for every attack, and nothing more.
@@ -103,20 +104,20 @@ class Sheet:
         model = functools.cache(lambda: point.load(work.bench.device))
         # The same weights with no guard, for what a guard does to an attack alone.
         bare = dataclasses.replace(defended, defense=UNDEFENDED) if overrides(defense, "guard") else None
+        reference = self._references[seed]
         try:
-            found = [measure(defended, point, utility, model)[0] for utility in self._utilities]
+            found = [(u, measure(defended, point, u, model)[0]) for u in pricing(defense, self._utilities)]
+            utility = {u.name: u.score(outcomes) for u, outcomes in found}
+            priced = {u.name: reference.cost(u, outcomes) for u, outcomes in found}
+            status = reference.status(defended, point, found, utility[Perplexity.name].headline.value)
         except StoreError:
             raise
         except MemdefenseError as error:
             for attack in self._attacks:
                 self._failed(label, defense, attack, seed, point.label, error)
             return
-        utility = {u.name: u.score(outcomes) for u, outcomes in zip(self._utilities, found, strict=True)}
-        reference = self._references[seed]
-        whole = zip(self._utilities, found, reference.outcomes[reference.best], strict=True)
-        costs = {u.name: u.cost(own, theirs) for u, own, theirs in whole}
+        costs = {u.name: priced.get(u.name, 0.0) for u in self._utilities}
         delta = _worst(costs, [Perplexity.name, *([Continuation.name] if bare else [])])
-        status = reference.status(defended, point, found, utility[Perplexity.name].headline.value)
         for number, attack in enumerate(self._attacks):
             if work.bench.progress:
                 work.bench.progress(

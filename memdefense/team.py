@@ -24,7 +24,7 @@ from memdefense.defense import Defense, overrides
 from memdefense.errors import MemdefenseError, StoreError
 from memdefense.lm import best_device
 from memdefense.options import logs, run_of
-from memdefense.pipeline import defend, measure
+from memdefense.pipeline import defend, measure, pricing
 from memdefense.runner import Plan, planned, prepare
 from memdefense.work import Work, retried
 
@@ -126,8 +126,8 @@ def help_out(plan: Plan, work: Work, seeds: Sequence[int], place: int = 0, many:
     Raises:
         StoreError: the store cannot be written.
     """
-    measures: list[Measure] = [*plan.utilities, *plan.attacks]
     for defense, seed in units(plan, seeds, place, many):
+        measures: list[Measure] = [*pricing(defense, plan.utilities), *plan.attacks]
         claim = work.bench.store.claim(
             {
                 **work.inputs(defense, seed),

@@ -107,7 +107,8 @@ class Continuation(Utility):
       texts' true continuations). Where that is not above chance by 95 % limits, the cost is not known.
 
     Weights that say less than their perplexity tells are not found here: a small model is hardly above chance, and a
-    difference of two models' chrF is mostly noise. The chrF of what is said in the end stands beside.
+    difference of two models' chrF is mostly noise. So a defense without a guard is not asked at all. The chrF of what
+    is said in the end stands beside.
 
     Attributes:
         texts: how many held-out texts, chosen by a hash of their ids, long ones first.
@@ -116,6 +117,7 @@ class Continuation(Utility):
 
     name: ClassVar[str] = "continuation"
     summary: ClassVar[str] = "What a guard leaves of the model's continuations of held-out text."
+    of_guards: ClassVar[bool] = True
     texts: int = 150
     length: int = 120
 
