@@ -87,6 +87,7 @@ class Evidence:
         before: the base model's.
         after_others: with known non-members before the text.
         after_members: with known members before it.
+        behind: how many of its tokens are read with a whole prefix before them; of a longer text that is the beginning.
         near: of its neighbours.
         truth: the second half of the text.
         said: what the target says after the first half.
@@ -99,6 +100,7 @@ class Evidence:
     before: Signals
     after_others: Signals
     after_members: Signals
+    behind: int
     near: Sequence[Signals]
     truth: str
     said: Sequence[str]
@@ -139,6 +141,7 @@ class Gathering:
             target.signals(texts, contexts=[shots] * len(texts)) if name in self.needs else nothing
             for name, shots in (("after_others", self.other_shots), ("after_members", self.member_shots))
         )
+        prefix = max(len(lab.base.encode(shots)) for shots in (self.other_shots, self.member_shots))
         near: Sequence[Sequence[Signals]] = [[]] * len(texts)
         if "near" in self.needs:
             near = self._near(texts, target, lab)
@@ -154,6 +157,7 @@ class Gathering:
                 before=before[row],
                 after_others=others[row],
                 after_members=members[row],
+                behind=_behind(lab.base.context, prefix, max(len(others[row].tokens), len(members[row].tokens))),
                 near=near[row],
                 truth=text[cut[row] :],
                 said=said[row],
@@ -179,18 +183,24 @@ def longest_rest(documents: Sequence[Document], lab: AttackLab) -> int:
     return max(1, min(max(rest), lab.base.context // 2))
 
 
-def of_shared_tokens(own: Signals, *after: Signals) -> list[Values]:
-    """The log-probabilities of the last tokens, as far back as they are the same with and without a context.
+def of_shared_tokens(own: Signals, *after: Signals, behind: int = 1 << 62) -> list[Values]:
+    """The log-probabilities of the tokens that are the same with and without a context before them.
 
-    A text's first word may be spelled otherwise after a context than where a text begins. Where not even the last
-    tokens agree, all of them.
+    A text's first word may be spelled otherwise after a context than where a text begins, so tokens are compared from
+    the end. Where not even the last ones agree, all of them.
+
+    Args:
+        own: of a text.
+        after: of it behind some contexts.
+        behind: how many tokens the contexts reach; the others were read without them, and are left out.
     """
     ids = [one.tokens[len(one.tokens) - len(one.logprob) :] for one in (own, *after)]
     least = min(map(len, ids))
     last = np.stack([tokens[len(tokens) - least :] for tokens in ids])  # (texts, least)
     other = np.flatnonzero((last != last[0]).any(0))
     same = least - 1 - int(other[-1]) if len(other) else least
-    return [one.logprob[-same:] for one in (own, *after)]
+    reached = max(1, behind - (max((len(one.tokens) for one in after), default=same) - same))
+    return [one.logprob[-same:][:reached] for one in (own, *after)]
 
 
 def public_frequencies(lab: AttackLab) -> Floats:
@@ -202,6 +212,11 @@ def public_frequencies(lab: AttackLab) -> Floats:
         return found
 
     return np.array(lab.cached("token frequencies of public text", frequencies, lab.base, lab.public))
+
+
+def _behind(context: int, prefix: int, length: int) -> int:
+    """How many of a text's tokens stand in the first window, with the prefix before them, or what is kept of it."""
+    return context - min(prefix, max(context // 2, context - length))
 
 
 def _plain(text: str) -> str:

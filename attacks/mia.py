@@ -82,10 +82,11 @@ class MIA(Attack):
     were.
 
     Deviates [ours]: f is Laplace-smoothed and of the public text; the prefixes of recall and con-recall are ``shots``
-    documents chosen by a hash, with an empty line between them, cut to their end where they and the text exceed the
-    context, and no shot is evaluated; neighbours are drawn from the base model, which sees what stands before a token
-    and not what follows; samia draws 1-grams' recall from 5 samples of the 50 most probable tokens, each as long as the
-    longest second half there is.
+    documents chosen by a hash, with an empty line between them, cut to their last half a context where they and the
+    text do not fit, and of a longer text both scores read the beginning alone, with and without the prefix; no shot is
+    evaluated; neighbours are drawn from the base model, which sees what stands before a token and not what follows;
+    samia draws 1-grams' recall from 5 samples of the 50 most probable tokens, each as long as the longest second half
+    there is.
 
     Attributes:
         headline: the score that leakage and TPR are of.
@@ -234,20 +235,21 @@ class MIA(Attack):
         units: dict[str, list[int]] = {}
         for row, document in enumerate(documents):
             units.setdefault(document.id if self.unit == "document" else _author(document), []).append(row)
-        mixed = 0
+        # By all that they wrote, and not by what was drawn to be asked about: who wrote on both sides is neither.
+        wrote = [{_author(document) for document in side} for side in (corpus.train, corpus.held_out)]
+        mixed = set.intersection(*wrote) & units.keys() if self.unit == "author" else set()
         for unit, rows in units.items():
-            if len({labels[row] for row in rows}) > 1:
-                mixed += 1  # who wrote on both sides is neither
+            if unit in mixed:
                 continue
             mean = {name: float(np.mean([values[row][name] for row in rows])) for name in values[rows[0]]}
             mean["model_free"] = float(np.mean([blind[row] for row in rows]))
             yield Outcome(unit, around[rows[0]], labels[rows[0]], mean)
         if self.unit == "author":
-            lab.note(authors_on_both_sides=mixed)
+            lab.note(authors_on_both_sides=len(mixed))
 
 
 def _con_recall(own: MIA, found: Evidence) -> float:
-    logprob, others, members = of_shared_tokens(found.own, found.after_others, found.after_members)
+    logprob, others, members = of_shared_tokens(found.own, found.after_others, found.after_members, behind=found.behind)
     return scored.con_recall(logprob, others, members, own.gamma)
 
 
@@ -261,7 +263,7 @@ _FORMULAS: Mapping[ScoreName, Callable[[MIA, Evidence], float]] = {
     "dc-pdd": lambda own, e: scored.dc_pdd(
         e.own.logprob, e.own.tokens[len(e.own.tokens) - len(e.own.logprob) :], e.log_frequency
     ),
-    "recall": lambda own, e: scored.recall(*of_shared_tokens(e.own, e.after_others)),
+    "recall": lambda own, e: scored.recall(*of_shared_tokens(e.own, e.after_others, behind=e.behind)),
     "con-recall": _con_recall,
     "neighbourhood": lambda own, e: scored.neighbourhood(e.own.logprob, [one.logprob for one in e.near]),
     "samia": lambda own, e: scored.samia(e.said, e.truth, 1),

@@ -82,6 +82,12 @@ class Lease:
         holder = self._read()
         return holder is not None and not self._dead(holder)
 
+    def sweep(self) -> None:
+        """Removes it where its holder is dead: nobody may ever come for the work again."""
+        holder = self._read()
+        if holder is not None and self._dead(holder):
+            self._clear(holder.get("token"))
+
     def _take(self) -> bool:
         # Written aside and linked into place, so that nobody ever reads half a lease.
         mine = self._path.with_suffix(f".{self._token}")

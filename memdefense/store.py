@@ -174,13 +174,15 @@ class Store:
                 yield {**json.loads(path.read_text()), "bytes": size, "folder": str(path.parent)}
 
     def clear_work(self) -> int:
-        """Removes work that no living run holds a lease on; returns the bytes freed."""
+        """Removes work that no living run holds a lease on, and the leases of the dead; returns the bytes freed."""
         freed = 0
         for work in (self.folder / "work").iterdir():
             lease = Lease(self.folder / "leases" / f"{work.name}.json")
             if not lease.held():
                 freed += sum(file.stat().st_size for file in work.rglob("*") if file.is_file())
                 shutil.rmtree(work, ignore_errors=True)
+        for path in (self.folder / "leases").glob("*.json"):
+            Lease(path).sweep()
         return freed
 
     def _home(self, kind: str, key: str) -> Path:

@@ -221,6 +221,24 @@ def test_prefixed_scores_compare_the_same_tokens(store: Store, marked_lm: LM) ->
     assert min(spelled) > 0
 
 
+def test_of_a_long_text_recall_reads_what_stands_behind_the_prefix(store: Store, tiny_lm: LM) -> None:
+    long = Document("long", " ".join(f"Line {n} of a very long letter." for n in range(60)), "p9")
+    lab = lab_of(store, tiny_lm)
+    attack = MIA(headline="recall", scores=("recall",), shots=3)
+    corpus = Corpus((), [*TWENTY, long], OTHERS)
+    (found,) = (o for o in attack.run(LocalTarget(tiny_lm), corpus, lab) if o.unit == "long")
+    before = "".join(document.text + "\n\n" for document in by_hash(OTHERS, "shots/")[:3])
+    head, body = tiny_lm.encode(before), tiny_lm.encode(long.text)
+    room = tiny_lm.context - min(len(head), tiny_lm.context // 2)
+    assert room < len(body)
+    ids = torch.tensor([*head[room - tiny_lm.context :], *body[:room]])
+    with torch.inference_mode():
+        rows = torch.log_softmax(tiny_lm.model(input_ids=ids[None]).logits[0, :-1].double(), -1)
+    behind = rows[torch.arange(len(ids) - 1), ids[1:]][-room + 1 :]  # from the second token on, as without a prefix
+    own = LocalTarget(tiny_lm).signals([long.text])[0].logprob[: room - 1]
+    assert found.values["recall"] == pytest.approx(float(behind.mean()) / float(own.mean()), abs=2e-5)
+
+
 def test_shared_tokens_are_the_last_ones() -> None:
     def signals(tokens: list[int], first: int) -> Signals:
         values = np.array(tokens[first:], np.float32)
@@ -323,6 +341,17 @@ def test_authors_are_units_of_their_own(store: Store, tiny_lm: LM) -> None:
         assert by_author[f"p{n}"].values["loss"] == pytest.approx(mean, abs=1e-6)
         assert by_author[f"p{n}"].member
     assert not by_author["q0"].member
+
+
+def test_an_author_whose_training_documents_were_not_drawn_is_no_non_member(store: Store, tiny_lm: LM) -> None:
+    both = [Document(f"h{n}+", f"Another letter of team {n}.", f"p{n}") for n in range(5)]
+    lab = lab_of(store, tiny_lm)
+    attack = MIA(unit="author", members=1)  # so that of nine documents in ten nobody looks at the training side
+    found = list(attack.run(LocalTarget(tiny_lm), Corpus((), TWENTY, [*OTHERS, *both]), lab))
+    wrote = {document.author for document in TWENTY}
+    assert {o.unit for o in found if not o.member} == {f"q{n}" for n in range(5)}
+    assert {o.unit for o in found if o.member} <= wrote - {f"p{n}" for n in range(5)}
+    assert lab.notes["authors_on_both_sides"] == 5
 
 
 def test_texts_on_both_sides_are_left_out_and_counted(store: Store, tiny_lm: LM) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -179,8 +180,11 @@ def test_clear_work_spares_what_a_living_process_makes(box: Store) -> None:
         (box.folder / "work" / name).mkdir()
         (box.folder / "work" / name / "file").write_text("12345")
     with Lease(box.folder / "leases" / "alive.json"):
+        gone = {"pid": os.getpid(), "born": "long ago", "host": socket.gethostname(), "token": "theirs"}
+        (box.folder / "leases" / "claim-of-the-dead.json").write_text(json.dumps(gone))
         assert box.clear_work() == 5
         assert [path.name for path in (box.folder / "work").iterdir()] == ["alive"]
+        assert [path.name for path in (box.folder / "leases").iterdir()] == ["alive.json"]
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.ENOENT, errno.ELOOP])
