@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memdefense.published import Claim, claim_lines
-from memdefense.results import Row
+from memdefense.results import Row, model_free_line
 
 from .cells import last_points, mean, number
 
@@ -26,12 +26,16 @@ def notes_of(group: Sequence[Row], points: Sequence[Row], claims: Sequence[Claim
         *_runs(group),
         *_unmeasured(group, points),
         *_left_out(group),
+        *_not_played(group),
         *_front(group),
         *_beside(group),
         *_before(group),
     ]
     if not group[0].get("attacks"):
-        found += [*_rates(group, points), *_chance(points)]
+        found += _rates(group, points)
+    found += _baseline(points)
+    if not group[0].get("attacks"):
+        found += _chance(points)
     found += [line for entry in group for line in _claimed(entry, claims)]
     return list(dict.fromkeys(found))
 
@@ -107,6 +111,20 @@ def _left_out(group: Sequence[Row]) -> list[str]:
     ]
 
 
+def _not_played(group: Sequence[Row]) -> list[str]:
+    """Attacks that make no sense against an arm: its worst is sought among the others, the undefended run's among all.
+
+    Where no arm met an attack there is nothing to say.
+    """
+    met = {spec for entry in group for spec in set(entry.get("attacks") or ()) - set(entry.get("not_played") or ())}
+    found = {entry["defense_label"]: sorted(met & set(entry.get("not_played") or ())) for entry in group}
+    return [
+        f"{label}: {', '.join(specs)} cannot be played against it, so its worst attack is one of fewer"
+        for label, specs in found.items()
+        if specs
+    ]
+
+
 def _rates(group: Sequence[Row], points: Sequence[Row]) -> list[str]:
     """TPR at 10 % FPR, which a tenth of the non-members resolve that TPR at 1 % needs."""
     found = []
@@ -157,21 +175,18 @@ def _half(limits: Sequence[float | None] | None) -> str:
     return "-" if low is None or high is None else f"{(high - low) / 2:.0f}"
 
 
+def _baseline(rows: Sequence[Row]) -> list[str]:
+    """What membership numbers of these rows must be read against: a classifier that sees the texts and no model."""
+    blind = [row for row in _undefended(rows) if "auc_model_free" in (row.get("scores") or {})]
+    return [model_free_line(row["scores"]["auc_model_free"]) for row in last_points(blind)[:1]]
+
+
 def _chance(rows: Sequence[Row]) -> list[str]:
-    """What membership and extraction numbers of these rows must be read against."""
+    """What extraction numbers of these rows must be read against."""
     notes = []
-    undefended = last_points([row for row in rows if row["defense_spec"] == "none" and row["status"] == "ok"])
+    undefended = last_points(_undefended(rows))
     for row in undefended[:1]:
         scores = row["scores"]
-        if "auc_model_free" in scores:
-            free = scores["auc_model_free"]
-            verdict = (
-                "the split gives members away: no number here can be trusted"
-                if (free["low"] or 0) > 0.5
-                else "no better than chance"
-            )
-            value, low, high = (number(free[side], 2) for side in ("value", "low", "high"))
-            notes.append(f"model-free baseline: AUC {value} [{low}, {high}], {verdict}")
         if "hit_rate" in scores:
             hit, chance, held = scores["hit_rate"], scores["chance"], scores["held_out_rate"]
             buckets = ", ".join(
@@ -189,11 +204,17 @@ def _chance(rows: Sequence[Row]) -> list[str]:
                 f"{number(chance['value'], 3)} ({of}); "
                 f"held-out values {held['events']} of {held['n']}" + (f"; by occurrences {buckets}" if buckets else "")
             )
-        if (row.get("detector") or {}).get("recall") is not None:
-            notes.append(
-                f"the defender's detector finds {100 * row['detector']['recall']:.1f} % of the secrets' occurrences"
-            )
+    detectors = [row.get("detector") or {} for row in undefended]
+    found = mean([detector.get("recall") for detector in detectors])
+    if found is not None:
+        asked = min(detector.get("asked", 1.0) for detector in detectors)
+        missed = f", since it is made to miss {100 * (1 - asked):.0f} % of the values" if asked < 1 else ""
+        notes.append(f"the defender's detector finds {100 * found:.1f} % of the secrets' occurrences{missed}")
     return notes
+
+
+def _undefended(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row["defense_spec"] == "none"]
 
 
 def _claimed(entry: Row, claims: Sequence[Claim]) -> list[str]:

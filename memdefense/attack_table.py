@@ -9,11 +9,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from memdefense.results import Row
+from memdefense.results import Row, model_free_line
 
 _FOOT = (
-    "[95 % interval]. leakage: excess over chance, 0 to 1. Members and non-members are taken as exchangeable; where "
-    "the model-free baseline tells them apart, membership numbers say nothing of the model."
+    "[95 % interval]. leakage: excess over chance, 0 to 1. Members and non-members are taken as exchangeable; the "
+    "model-free baseline is a classifier that sees the texts and no model."
 )
 _IN_PART = (
     "without the scores that need the model before it saw the members; give --reference with its folder or hub id"
@@ -47,6 +47,9 @@ def print_attacks(rows: Sequence[Row], *, scores: bool = False) -> None:
             console.print(f"{row['attack_spec']}: {row['error']}", markup=False, highlight=False)
         elif row["notes"]["without_base"]:
             console.print(f"{row['attack_spec']}: {_IN_PART}", markup=False, highlight=False)
+    blind = [row["scores"]["auc_model_free"] for row in rows if "auc_model_free" in (row.get("scores") or {})]
+    for line in dict.fromkeys(map(model_free_line, blind)):
+        console.print(line, markup=False, highlight=False)
     if scores:
         for row in rows:
             _print_scores(console, row)

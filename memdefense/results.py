@@ -172,6 +172,22 @@ def score_rows(scores: Scores, headline: str) -> dict[str, dict[str, object]]:
     }
 
 
+def model_free_line(area: Mapping[str, Any]) -> str:
+    """What the AUC of a classifier that sees texts and no model says of every membership number beside it.
+
+    Args:
+        area: its score as `score_rows` gives it.
+    """
+    sides = [area.get(side) for side in ("value", "low", "high")]
+    if any(side is None or math.isnan(side) for side in sides):
+        return "model-free baseline: not known, since it takes members and non-members"
+    value, low, high = (float(side or 0) for side in sides)
+    apart = "the split gives members away: no membership number here can be trusted"
+    return f"model-free baseline: AUC {value:.2f} [{low:.2f}, {high:.2f}], " + (
+        apart if low > 0.5 else "no better than chance"
+    )
+
+
 def plain(value: object) -> object:
     """JSON values only: a number that is not finite becomes null, a tuple a list."""
     if isinstance(value, float):

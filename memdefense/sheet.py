@@ -50,7 +50,7 @@ class Sheet:
             writer,
         )
         self._references: dict[int, Reference] = {}
-        self._recall = _detector_recall(work)
+        self._recall = functools.cache(functools.partial(_detector_recall, work))
         self._provenance = {
             **provenance(
                 work.bench.device,
@@ -144,7 +144,11 @@ class Sheet:
                 "utility": {u: score_rows(s, u) for u, s in utility.items()},
                 "d": {**costs, "worst": delta},
                 "overfit_percent": reference.overfit,
-                "detector": {"name": "memdefense.pii", "recall": self._recall},
+                "detector": {
+                    "name": "memdefense.pii",
+                    "asked": self._settings.detector_recall,
+                    "recall": self._recall(seed),
+                },
                 "cost": {
                     **defended.cost,
                     "extra_tokens": tokens_of(defended.cost) - reference.tokens,
@@ -228,9 +232,9 @@ class Sheet:
         }
 
 
-def _detector_recall(work: Work) -> float | None:
-    """The share of the secrets' occurrences in the training text that the defender's detector finds; None without."""
-    lab = work.lab("detector", 0)
+def _detector_recall(work: Work, seed: int) -> float | None:
+    """The share of the secrets' occurrences in the training text that a seed's detector finds; None without any."""
+    lab = work.lab("detector", seed)
     texts = {document.id: document.text for document in work.corpus.train}
     found: dict[str, set[str]] = {}
     hits = total = 0

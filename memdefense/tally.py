@@ -120,6 +120,8 @@ class Tally:
         if len(group) > 1:
             widest = max((attack.access for attack in group), key=("text", "logprobs", "weights").index)
             names |= {"attack": WORST, "attack_spec": WORST, "access": widest, "attacks": specs}
+            met = {row["attack_spec"] for row in rows if row["status"] != "n/a"}
+            names["not_played"] = [spec for spec in specs if spec not in met]
             if failed := self._failures(label, group):
                 note = f"not resolvable: {', '.join(failed)} failed, and may be the worst attack"
                 numbers = {**numbers, "note": note}

@@ -131,6 +131,48 @@ def test_whose_chance_it_was_is_said(printed: Printed) -> None:
     assert "chance 0.020 (held-out values, not exchangeable)" in text
 
 
+@pytest.mark.parametrize(
+    ("low", "verdict"), [(0.52, "the split gives members away"), (0.48, "no better than chance"), (None, "not known")]
+)
+def test_membership_is_read_against_a_classifier_without_a_model(
+    printed: Printed, low: float | None, verdict: str
+) -> None:
+    mia = {"attack": "mia", "attack_spec": "mia", "attack_family": "membership"}
+    shadow = {"attack": "shadow", "attack_spec": "shadow", "attack_family": "membership"}
+    worst = {"attack": "worst", "attack_spec": "worst", "attack_family": "membership", "attacks": ["mia", "shadow"]}
+    scores = {"leakage": score(0.4), "auc_model_free": score(low and 0.6, low, low and 0.7)}
+    rows = [
+        entry("none", **mia),
+        entry("none", **shadow),
+        entry("none", **worst),
+        point("none", 0.4, scores=scores, **mia),
+        point("none", 0.4, scores={"leakage": score(0.4)}, **shadow),
+    ]
+    text = " ".join(printed(rows).split())
+    assert text.count(verdict) == 2  # under mia and under the worst of the family
+    assert text.count("model-free baseline: ") == 2
+
+
+def test_a_detector_that_was_made_to_miss_values_is_named(printed: Printed) -> None:
+    found = [{"name": "memdefense.pii", "asked": 0.9, "recall": recall} for recall in (0.7, 0.74)]
+    rows = [entry("none"), *(point("none", seed=seed, detector=one) for seed, one in enumerate(found))]
+    text = " ".join(printed(rows).split())
+    assert "finds 72.0 % of the secrets' occurrences, since it is made to miss 10 % of the values" in text
+
+
+def test_an_attack_that_one_arm_never_met_is_named_under_the_worst(printed: Printed) -> None:
+    worst = {"attack": "worst", "attack_spec": "worst", "attacks": ["prefix", "verbatim", "inference"]}
+    rows = [
+        entry("none", not_played=["inference"], **worst),
+        entry("refuse", not_played=["inference", "verbatim"], **worst),
+        point("none"),
+        point("refuse"),
+    ]
+    text = " ".join(printed(rows).split())
+    assert "refuse: verbatim cannot be played against it" in text
+    assert text.count("cannot be played") == 1
+
+
 def places(text: str) -> dict[str, str]:
     """The place of every line of a table, by the first five letters of its defense."""
     lines = (line.split() for line in text.splitlines() if line[:1] == " " and line[1:3].strip())
