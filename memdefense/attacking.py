@@ -53,13 +53,17 @@ def attack_model(
     if not played:
         raise SpecError("no attack was named; give one, such as prefix")
     writer = Writer(Path(settings.output)) if settings.output else None
-    attacked = LM.load(settings.model, revision=settings.revision or None)
+
+    def load(device: str) -> LM:
+        return LM.load(settings.model, revision=settings.revision or None, device=device)
+
+    attacked = load("cpu")
     block = min(benchmark.config.block_size, attacked.context)  # of models that an attack may train
     base, revision = (reference, "") if reference else (settings.model, settings.revision)
     started = dataclasses.replace(settings, model=base, revision=revision, training={"block_size": block})
     work = prepare(benchmark, started, progress)
     attacked.to(work.bench.device)
-    point = StoredPoint("as brought", 1.0, attacked.digest(), cast(Artifact, None), "")
+    point = StoredPoint("as brought", 1.0, attacked.digest(), cast(Artifact, None), "", load)
     if reference and work.base_digest == point.digest:
         raise SpecError(f"'{reference}' is '{settings.model}' itself; give the model before it saw the members")
     if reference and attacked.model.config.vocab_size != work.base.model.config.vocab_size:

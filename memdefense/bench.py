@@ -20,16 +20,23 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class StoredPoint:
-    """An operating point in the store: known by its digest, loaded only where it is used."""
+    """An operating point in the store: known by its digest, loaded only where it is used.
+
+    Attributes:
+        brought: loads a model that is in no artifact.
+    """
 
     label: str
     at: float
     digest: str
     artifact: Artifact
     folder: str
+    brought: Callable[[str], LM] | None = None
 
     def load(self, device: str) -> LM:
         """The model, its files checked."""
+        if self.brought:
+            return self.brought(device)
         return LM.load(self.artifact.file(self.folder), device=device)
 
 

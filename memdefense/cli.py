@@ -41,7 +41,10 @@ class Commands(click.Group):
             return own
         for entry in _brought():
             if entry.name == cmd_name:
-                command: click.Command = entry.load()
+                try:
+                    command: click.Command = entry.load()
+                except Exception as error:
+                    return _broken(cmd_name, f"{type(error).__name__}: {error}")
                 return command
         return None
 
@@ -56,6 +59,15 @@ class Commands(click.Group):
             raise click.UsageError(
                 f"{error.message.rstrip('.')}{hint(args[0], self.list_commands(ctx))}", ctx
             ) from error
+
+
+def _broken(name: str, why: str) -> click.Command:
+    """What stands in for a stranger's command that cannot be imported: it says so, and the others go on."""
+
+    def complain() -> None:
+        raise MemdefenseError(f"the command '{name}' cannot be imported: {why}; reinstall or uninstall its package")
+
+    return click.Command(name, callback=complain, help=f"Cannot be imported: {why}")
 
 
 def _brought() -> Any:

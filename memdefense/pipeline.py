@@ -15,7 +15,7 @@ import jsonlines
 
 from memdefense.attack import Attack, Measure, Outcome, Term, Utility
 from memdefense.bench import StoredPoint
-from memdefense.corpus import Documents, digest_documents
+from memdefense.corpus import Documents, Redrawn, digest_documents
 from memdefense.defense import Defense, overrides
 from memdefense.errors import PluginError
 from memdefense.lab import AttackLab
@@ -70,7 +70,10 @@ class Defended:
         target = lab.serve(model)
         if point:
             target = remembered(target, self.work.bench.store, self._identity(point), replay)
+        before = self.curated_digest
         guarded = hooked(self.defense, "guard", lambda: self.defense.guard(target, self.curated, lab))
+        if overrides(self.defense, "guard"):
+            check_documents(self.defense, self.curated, before)
         if point and not isinstance(guarded, Remembered):
             guarded = remembered(guarded, self.work.bench.store, self._identity(point, guard=True), replay)
         return guarded, lab.notes
@@ -155,17 +158,24 @@ def measure(
             public=corpus.public,
             config=work.config,
             base=work.base,
-            curated=defended.curated,
+            curated=_copied(defended.curated),
             defended=again if plugin.shadows else None,
             at=point.at,
             base_digest=work.base_digest,
         )
         # Weights that an attack can reach may change under what is remembered of them.
-        target, guard_notes = defended.served(attacked, None if plugin.access == "weights" else point, lab.replay)
+        others = (
+            []
+            if attacked is work.base or plugin.access == "weights"
+            else [(attacked, functools.partial(point.load, work.bench.device))]
+        )
+        with work.untouched(defense, *others):
+            target, guard_notes = defended.served(attacked, None if plugin.access == "weights" else point, lab.replay)
         reset_peak(work.bench.device)
         started = time.monotonic()
         shown = target if isinstance(plugin, Utility) else limited(target, plugin.access)
-        outcomes = hooked(plugin, "run", lambda: list(plugin.run(shown, corpus, lab)))
+        with work.untouched(plugin, *others):
+            outcomes = hooked(plugin, "run", lambda: list(plugin.run(shown, corpus, lab)))
         seconds = time.monotonic() - started + lab.replayed
         if corpus.digest() != work.corpus_digest:
             raise PluginError(f"'{plugin.spec}' changed the corpus it was given; work on copies instead")
@@ -214,6 +224,13 @@ def read_samples(artifact: Artifact) -> Iterator[Mapping[str, str]]:
     """The raw samples an attack kept."""
     with jsonlines.open(artifact.file("samples.jsonl")) as lines:
         yield from lines
+
+
+def _copied(documents: Documents) -> Documents:
+    """Documents of its own for an attack; those that are drawn anew for every epoch are read from the store anyway."""
+    if isinstance(documents, Redrawn):
+        return documents
+    return tuple(dataclasses.replace(document) for document in documents)
 
 
 def _shadow(

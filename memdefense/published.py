@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 
 from memdefense.errors import PluginError
 
+logger = logging.getLogger(__name__)
+_FIELDS = frozenset({"defense", "paper", "model", "data", "metric", "baseline", "value", "unit", "source"})
 Claim = dict[str, Any]
 """``defense, paper, model, data, metric, baseline, value, unit, source`` (``paper``, ``code`` or ``second-hand``)."""
 
@@ -22,17 +25,23 @@ Claim = dict[str, Any]
 def published() -> list[Claim]:
     """Every figure, in the order its authors' distribution lists it.
 
-    Raises:
-        PluginError: a package has no ``published.jsonl``, or a line of it is no JSON.
+    A package that has no ``published.jsonl``, or one with a line that is no claim, is told and left out: what was
+    measured can be shown without it.
     """
     claims: list[Claim] = []
     for entry in sorted(entry_points(group="memdefense.published"), key=lambda entry: entry.name):
-        for folder in _folders(entry.value):
-            try:
-                lines = (folder / "published.jsonl").read_text(encoding="utf-8").splitlines()
-                claims += [json.loads(line) for line in lines if line.strip()]
-            except (OSError, ValueError) as error:
-                raise PluginError(f"the published figures of '{entry.value}' cannot be read: {error}") from error
+        try:
+            claims += [claim for folder in _folders(entry.value) for claim in _read(folder / "published.jsonl")]
+        except (OSError, ValueError, ImportError, PluginError) as error:
+            logger.warning("the published figures of '%s' cannot be read, and are left out: %s", entry.value, error)
+    return claims
+
+
+def _read(path: Path) -> list[Claim]:
+    claims = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for number, claim in enumerate(claims, 1):
+        if not isinstance(claim, dict) or not claim.keys() >= _FIELDS:
+            raise PluginError(f"{path.name}, entry {number} lacks one of {', '.join(sorted(_FIELDS))}")
     return claims
 
 
@@ -55,5 +64,5 @@ def claim_lines(claims: Sequence[Claim]) -> list[str]:
 def _folders(package: str) -> Iterator[Path]:
     spec = importlib.util.find_spec(package)
     if spec is None:
-        raise PluginError(f"the published figures of '{package}' cannot be read: there is no such package")
+        raise PluginError("there is no such package")
     yield from (Path(place) for place in spec.submodule_search_locations or ())

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import logging
 import re
 import types
 import typing
@@ -27,6 +28,7 @@ from memdefense.errors import MemdefenseError, PluginError, SpecError, hint
 from memdefense.plugin import Plugin
 
 PluginT = TypeVar("PluginT", bound=Plugin)
+logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
 GROUPS: Mapping[str, type[Plugin]] = {
@@ -101,8 +103,21 @@ def parse(group: str, text: str | Iterable[str]) -> list[tuple[str, list[Plugin]
     pieces = [piece for part in ([text] if isinstance(text, str) else text) for piece in split_list(part)]
     specs: list[str] = []
     for piece in pieces:
-        specs.extend(names(group) if piece == "all" else [piece])
+        specs.extend(_sound(group) if piece == "all" else [piece])
     return [(spec, build(group, spec)) for spec in dict.fromkeys(specs)]
+
+
+def _sound(group: str) -> list[str]:
+    """All of a group that can be imported; a stranger's broken plugin is told and left out."""
+    found = []
+    for name in names(group):
+        try:
+            load(group, name)
+        except PluginError as error:
+            logger.warning("%s; left out of 'all'", error)
+        else:
+            found.append(name)
+    return found
 
 
 def split_list(text: str) -> list[str]:

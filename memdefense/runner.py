@@ -29,7 +29,7 @@ from memdefense.settings import Settings
 from memdefense.sheet import Sheet
 from memdefense.store import Store
 from memdefense.train import TrainConfig, precision
-from memdefense.work import Work, retried
+from memdefense.work import Work, hooked, retried
 
 logger = logging.getLogger(__name__)
 
@@ -147,15 +147,16 @@ def prepare(benchmark: Benchmark, settings: Settings, progress: Progress | None 
     bench = Bench(store, device, settings.batch_size, settings.micro_batch, settings.detector_recall, progress)
     if progress:
         progress(f"reading {benchmark.spec}", 0, 0)
-    corpus = benchmark.corpus()
+    corpus = hooked(benchmark, "corpus", benchmark.corpus)
     if settings.general_text:
         corpus = with_general_text(corpus, Path(settings.general_text))
     if settings.limit:
         logger.warning("--limit %d measures a sample; do not publish its numbers", settings.limit)
         corpus = limited_corpus(corpus, settings.limit)
-    base = retried(bench, lambda: _base(bench, benchmark, corpus, settings))
+    again = functools.partial(_base, bench, benchmark, corpus, settings)
+    base = retried(bench, again)
     config = _config(benchmark, settings, base)
-    return Work(bench, benchmark, corpus, corpus.digest(), base, base.digest(), config, settings.edit_all)
+    return Work(bench, benchmark, corpus, corpus.digest(), base, base.digest(), config, again, settings.edit_all)
 
 
 def _settings(settings: Settings | None, options: Mapping[str, object]) -> Settings:
@@ -196,7 +197,12 @@ def _base(bench: Bench, benchmark: Benchmark, corpus: Corpus, settings: Settings
     }
 
     def maker(folder: Path) -> Mapping[str, object]:
-        return {"points": [save_point(folder, 0, Point("base", 0.0, benchmark.base(lab)))], "cost": lab.cost}
+        return {
+            "points": [
+                save_point(folder, 0, Point("base", 0.0, hooked(benchmark, "base", lambda: benchmark.base(lab))))
+            ],
+            "cost": lab.cost,
+        }
 
     point = stored_points(bench.store.make("base", parts, maker))[0]
     return dataclasses.replace(point.load(bench.device), origin="")

@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -26,7 +27,7 @@ from memdefense.store import Artifact
 from memdefense.tally import Tally, measured_of
 from memdefense.train import precision
 from memdefense.utility import Continuation, Perplexity
-from memdefense.work import Work, retried
+from memdefense.work import Work, hooked, retried
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Sheet:
             writer,
         )
         self._references: dict[int, Reference] = {}
-        self._recall = functools.cache(functools.partial(_detector_recall, work))
+        self._recall = functools.cache(partial(_detector_recall, work))
         self._provenance = {
             **provenance(
                 work.bench.device,
@@ -107,8 +108,8 @@ class Sheet:
         reference = self._references[seed]
         try:
             found = [(u, measure(defended, point, u, model)[0]) for u in pricing(defense, self._utilities)]
-            utility = {u.name: u.score(outcomes) for u, outcomes in found}
-            priced = {u.name: reference.cost(u, outcomes) for u, outcomes in found}
+            utility = {u.name: hooked(u, "score", partial(u.score, outcomes)) for u, outcomes in found}
+            priced = {u.name: hooked(u, "cost", partial(reference.cost, u, outcomes)) for u, outcomes in found}
             status = reference.status(defended, point, found, utility[Perplexity.name].headline.value)
         except StoreError:
             raise
@@ -116,7 +117,7 @@ class Sheet:
             for attack in self._attacks:
                 self._failed(label, defense, attack, seed, point.label, error)
             return
-        costs = {u.name: priced.get(u.name, 0.0) for u in self._utilities}
+        costs = {u.name: priced.get(u.name, math.nan) for u in self._utilities}  # NaN: was not asked
         delta = _worst(costs, [Perplexity.name, *([Continuation.name] if bare else [])])
         for number, attack in enumerate(self._attacks):
             if work.bench.progress:

@@ -63,7 +63,7 @@ def trained_by(
         PluginError: the hook raised, changed the base model or the documents, or yielded no point.
     """
     if not overrides(defense, "train"):
-        return lab.fit_stored(work.base, curated), dict(lab.cost)
+        return hooked(defense, "train", lambda: lab.fit_stored(work.base, curated)), dict(lab.cost)
     parts = {
         **work.inputs(defense, lab.seed),
         "documents": digest_documents(curated),

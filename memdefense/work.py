@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from memdefense.defense import Defense
 from memdefense.errors import MemdefenseError, PluginError
 from memdefense.lab import Lab
 from memdefense.lm import LM
+from memdefense.plugin import Plugin
 from memdefense.recipe import code_of, code_of_run
 from memdefense.store import DamagedError
 from memdefense.train import TrainConfig
@@ -32,6 +34,7 @@ class Work:
         corpus_digest: of ``corpus``, so that it is read once.
         base_digest: of ``base``'s weights.
         config: how the undefended model is trained.
+        again: loads the base anew.
         edit_all: whether every training point is edited, not the last alone.
     """
 
@@ -42,6 +45,7 @@ class Work:
     base: LM
     base_digest: str
     config: TrainConfig
+    again: Callable[[], LM]
     edit_all: bool = False
 
     @functools.cached_property
@@ -56,10 +60,33 @@ class Work:
             who=who,
             seed=seed,
             originals=self.corpus.train if originals is None else originals,
-            public=self.corpus.public,
+            public=tuple(dataclasses.replace(document) for document in self.corpus.public),
             config=self.config,
             base=self.base,
         )
+
+    @contextlib.contextmanager
+    def untouched(self, plugin: Defense | Measure, *others: tuple[LM, Callable[[], LM]]) -> Iterator[None]:
+        """Watches a plugin's code at work: the base model comes out of it as it went in.
+
+        Args:
+            plugin: whose code it is.
+            others: further models that it must leave alone, each with what loads it anew.
+
+        Raises:
+            PluginError: weights changed; they are put right for those who come after.
+        """
+        kept = [(lm, again, lm.fingerprint()) for lm, again in [(self.base, self.again), *others]]
+        spoiled = False
+        try:
+            yield
+        finally:
+            for lm, again, before in kept:
+                if lm.fingerprint() != before:
+                    lm.restore(again())
+                    spoiled = True
+        if spoiled:
+            raise PluginError(f"'{plugin.spec}' changed the weights of a model it was shown; work on lm.copy()")
 
     def inputs(self, plugin: Defense | Measure, seed: int) -> dict[str, object]:
         """What every key of a plugin's work holds."""
@@ -76,7 +103,7 @@ class Work:
         }
 
 
-def hooked(plugin: Defense | Measure, name: str, call: Callable[[], Made]) -> Made:
+def hooked(plugin: Plugin, name: str, call: Callable[[], Made]) -> Made:
     """Runs one hook; what it raises becomes an error that names it."""
     try:
         return call()

@@ -137,9 +137,14 @@ def test_whose_chance_it_was_is_said(printed: Printed) -> None:
 def test_membership_is_read_against_a_classifier_without_a_model(
     printed: Printed, low: float | None, verdict: str
 ) -> None:
-    mia = {"attack": "mia", "attack_spec": "mia", "attack_family": "membership"}
-    shadow = {"attack": "shadow", "attack_spec": "shadow", "attack_family": "membership"}
-    worst = {"attack": "worst", "attack_spec": "worst", "attack_family": "membership", "attacks": ["mia", "shadow"]}
+    mia: dict[str, Any] = {"attack": "mia", "attack_spec": "mia", "attack_family": "membership"}
+    shadow: dict[str, Any] = {"attack": "shadow", "attack_spec": "shadow", "attack_family": "membership"}
+    worst: dict[str, Any] = {
+        "attack": "worst",
+        "attack_spec": "worst",
+        "attack_family": "membership",
+        "attacks": ["mia", "shadow"],
+    }
     scores = {"leakage": score(0.4), "auc_model_free": score(low and 0.6, low, low and 0.7)}
     rows = [
         entry("none", **mia),
@@ -161,7 +166,7 @@ def test_a_detector_that_was_made_to_miss_values_is_named(printed: Printed) -> N
 
 
 def test_an_attack_that_one_arm_never_met_is_named_under_the_worst(printed: Printed) -> None:
-    worst = {"attack": "worst", "attack_spec": "worst", "attacks": ["prefix", "verbatim", "inference"]}
+    worst: dict[str, Any] = {"attack": "worst", "attack_spec": "worst", "attacks": ["prefix", "verbatim", "inference"]}
     rows = [
         entry("none", not_played=["inference"], **worst),
         entry("refuse", not_played=["inference", "verbatim"], **worst),
@@ -212,7 +217,7 @@ def test_points_that_were_left_out_are_named(printed: Printed) -> None:
 
 
 def test_the_worst_attack_ranks_and_comes_first(printed: Printed) -> None:
-    worst = {"attack": "worst", "attack_spec": "worst", "attacks": ["prefix", "sampling"]}
+    worst: dict[str, Any] = {"attack": "worst", "attack_spec": "worst", "attacks": ["prefix", "sampling"]}
     read = {"leakage": score(0.21, 0.1, 0.3) | {"readings": ["sampling/", "prefix/"]}}
     rows = [entry("none"), entry("rmft"), entry("none") | worst, entry("rmft", (30.0, 20.0, 40.0)) | worst | read]
     rows += [point("none", 0.5), point("rmft", 0.1), point("rmft", 0.2) | {"attack_spec": "sampling"}]
@@ -232,7 +237,7 @@ def test_the_worst_attack_ranks_and_comes_first(printed: Printed) -> None:
 
 
 def test_every_attack_of_a_family_stands_in_one_matrix_with_the_worst_last(printed: Printed) -> None:
-    worst = {"attack": "worst", "attack_spec": "worst", "attacks": ["prefix", "sampling"]}
+    worst: dict[str, Any] = {"attack": "worst", "attack_spec": "worst", "attacks": ["prefix", "sampling"]}
     low = {"aurc": score(12.5), "leakage": score(0.345)}
     rows = [entry("none"), entry("rmft") | {"aurc": score(70.0), "leakage": score(0.05)}]
     rows += [entry("rmft") | {"attack": "sampling", "attack_spec": "sampling"} | low]

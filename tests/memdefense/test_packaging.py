@@ -11,6 +11,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+
+from memdefense import registry
+from memdefense.cli import cli
+from memdefense.errors import MemdefenseError, PluginError
+from memdefense.published import published
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -148,3 +154,39 @@ for spec in ("lowercase", "lowercase:percent=50", "dedup+lowercase"):
 """
     checked = _python(code, **path)
     assert checked.split() == ["lowercase", "lowercase:percent=50.0", "dedup+lowercase"]
+
+
+@pytest.fixture
+def broken_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's installed package, none of whose entry points can be imported."""
+    info = tmp_path / "stranger-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    groups = ("defenses", "attacks", "utilities", "benchmarks", "commands")
+    lines = [f"[memdefense.{group}]\nstray = no_such_package:Thing\n" for group in groups]
+    (info / "entry_points.txt").write_text("".join([*lines, "[memdefense.published]\nstray = no_such_package\n"]))
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("broken_distribution")
+def test_a_strangers_broken_package_breaks_only_itself(caplog: pytest.LogCaptureFixture) -> None:
+    for group in ("defenses", "utilities"):
+        assert "stray" in registry.names(group)
+        labels = [label for label, _ in registry.instances(group, "all")]
+        assert set(labels) == set(registry.names(group)) - {"stray"}
+        assert "plugin stray (stranger 1.0) cannot be imported" in caplog.text
+        with pytest.raises(PluginError, match=r"stray \(stranger 1.0\) cannot be imported"):
+            registry.build(group, "stray")
+    assert published()
+    assert "published figures of 'no_such_package' cannot be read" in caplog.text
+
+
+@pytest.mark.usefixtures("broken_distribution")
+def test_a_strangers_broken_command_says_so_and_help_goes_on() -> None:
+    said = CliRunner().invoke(cli, ["--help"])
+    assert said.exit_code == 0
+    assert "stray" in said.output
+    assert "leaderboard" in said.output
+    asked = CliRunner().invoke(cli, ["stray"])
+    assert isinstance(asked.exception, MemdefenseError)
+    assert "the command 'stray' cannot be imported" in str(asked.exception)

@@ -120,7 +120,7 @@ class Wrong(Defense):
 
     def train(self, model: LM, documents: Documents, lab: Lab) -> Iterator[Point]:
         self._act("train", documents)
-        if self.how == "weights":
+        if self.hook != "guard" and self.how == "weights":
             next(model.model.parameters()).data += 1
         if self.how == "fresh":
             next(lab.fresh().model.parameters()).data += 1
@@ -129,6 +129,12 @@ class Wrong(Defense):
     def edit(self, model: LM, documents: Documents, lab: Lab) -> Iterator[Point]:
         self._act("edit", documents)
         yield Point("1", 1.0, model)
+
+    def guard(self, target: Target, documents: Documents, lab: Lab) -> Target:
+        self._act("guard", documents)
+        if self.hook == "guard" and self.how == "weights":
+            next(target.model.model.parameters()).data += 1
+        return target
 
     def _act(self, hook: str, documents: Documents) -> None:
         if hook == self.hook and self.how == "raise":
@@ -162,6 +168,10 @@ class Peek(Attack):
             object.__setattr__(corpus.secrets[0], "value", "changed")
         if self.how == "weights":
             next(target.model.model.parameters()).data += 1  # type: ignore[union-attr]
+        if self.how == "base":
+            next(lab.base.model.parameters()).data += 1
+        if self.how == "training":
+            lab.base.model.train()
         if self.how in ("shadow", "undeclared"):
             (signal,) = lab.defend(corpus.train[:8], 7).signals([corpus.train[0].text])
             lab.note(logprob=float(signal.logprob.mean()))
@@ -290,6 +300,8 @@ def test_attack_is_replayed_with_its_notes(work: Work) -> None:
         ("raise", r"'peek:how=raise' failed in run\(\): KeyError"),
         ("corpus", "changed the corpus it was given"),
         ("weights", "changed the weights it was given"),
+        ("base", "'peek:how=base' changed the weights of a model it was shown"),
+        ("training", "'peek:how=training' changed the weights of a model it was shown"),
     ],
 )
 def test_misbehaving_attack_is_noticed_every_time_and_harms_no_other(work: Work, how: str, complaint: str) -> None:
@@ -300,7 +312,31 @@ def test_misbehaving_attack_is_noticed_every_time_and_harms_no_other(work: Work,
         with pytest.raises(PluginError, match=complaint):
             measure(undefended, last, Peek(how=how), lambda: model)
     assert work.corpus.digest() == work.corpus_digest
-    assert model.digest() == last.digest
+    assert (model.digest(), work.base.digest()) == (last.digest, work.base_digest)
+    assert not work.base.model.training
+
+
+@pytest.mark.parametrize(
+    ("how", "complaint"),
+    [
+        ("weights", "'wrong:hook=guard,how=weights' changed the weights of a model it was shown"),
+        ("mutate", "changed the documents it was given"),
+        ("raise", r"failed in guard\(\): ValueError"),
+    ],
+)
+def test_misbehaving_guard_is_noticed_and_harms_no_other(work: Work, how: str, complaint: str) -> None:
+    defended = defend(work, Wrong("guard", how), 0)
+    last = defended.points[-1]
+    model = last.load("cpu")
+    with pytest.raises(PluginError, match=complaint):
+        measure(defended, last, Peek(), lambda: model)
+    assert work.corpus.digest() == work.corpus_digest
+    assert (model.digest(), work.base.digest()) == (last.digest, work.base_digest)
+
+
+def test_public_documents_that_a_defense_changes_are_its_own(work: Work) -> None:
+    object.__setattr__(work.lab("somebody", 0).public[0], "text", "changed")
+    assert work.corpus.digest() == work.corpus_digest
 
 
 def test_a_defense_of_the_end_of_training_has_one_point_and_its_guards_notes_stand_in_the_row(work: Work) -> None:

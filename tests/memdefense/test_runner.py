@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -174,7 +175,7 @@ def test_the_undefended_baseline_and_the_trivial_rows_come_along(tmp_path: Path)
     assert refuse["d"]["continuation"] == refuse["d"]["worst"] == 100
     assert refuse["utility"].keys() == {"perplexity", "continuation", "copy"}
     for row in of(results, "rmft"):  # has no guard, so it is not asked what a guard takes away
-        assert row["d"]["continuation"] == 0
+        assert math.isnan(row["d"]["continuation"])
         assert row["utility"].keys() == {"perplexity", "copy"}
     assert refuse["scores"]["hit_rate"]["events"] == 0
     assert min(row["d"]["perplexity"] for row in of(results, "none")) == pytest.approx(0)
