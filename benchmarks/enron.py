@@ -43,7 +43,7 @@ class Enron(Benchmark):
     name: ClassVar[str] = "enron"
     summary: ClassVar[str] = "real business mail with names, addresses and phone numbers; needs data=PATH"
     paper: ClassVar[str] = "Klimt and Yang 2004, The Enron Corpus"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
 
     data: str = ""
     documents: int = 10000

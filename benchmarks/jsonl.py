@@ -100,6 +100,10 @@ class JSONL(Benchmark):
         from .real import quiet
 
         reader, files = _files(self.data)
+        if reader != "parquet" and (place := _not_utf8(files)):
+            raise DataError(
+                f"jsonl: {place} is not UTF-8; convert the file first, such as with iconv -f latin1 -t utf-8"
+            )
         options = {}
         if reader == "text":
             options["sample_by"] = "document" if Path(self.data).expanduser().is_dir() else "paragraph"
@@ -140,6 +144,18 @@ def _broken_line(files: Sequence[str]) -> str:
                 try:
                     json.loads(line if line.strip() else "0")
                 except ValueError:
+                    return f"line {number} of {file}"
+    return ""
+
+
+def _not_utf8(files: Sequence[str]) -> str:
+    """Where the first line stands that is no UTF-8; empty if there is none."""
+    for file in files:
+        with Path(file).open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError:
                     return f"line {number} of {file}"
     return ""
 

@@ -70,7 +70,7 @@ def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = 
         raise DataError("these results hold no entry yet: the run was interrupted; run the same command again")
     for title, group in _grouped(list(entries.values())):
         if group[0].get("attacks"):
-            same = [entry for entry in entries.values() if _setting(entry) == _setting(group[0])]
+            same = [entry for entry in entries.values() if _data(entry) == _data(group[0])]
             name = f"{_setting(group[0])} · AURC % by {group[0]['attack_family']} attack, leakage beneath"
             (_print_markdown if markdown else _print_table)(console, name, *matrix_of(group, same))
             if not markdown:
@@ -155,26 +155,29 @@ def _print_points(console: Console, rows: Sequence[Row]) -> None:
 
 def _grouped(entries: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
     """Entries by table; of a benchmark and model, the worst attacks of the families come first."""
-    ordered = sorted(entries, key=lambda entry: (_setting(entry), not entry.get("attacks")))
-    ordered = [
-        entry for place in dict.fromkeys(map(_setting, entries)) for entry in ordered if _setting(entry) == place
-    ]
-    for title in dict.fromkeys(_title(entry) for entry in ordered):
-        yield title, [entry for entry in entries if _title(entry) == title]
+    ordered = sorted(entries, key=lambda entry: (_data(entry), not entry.get("attacks")))
+    ordered = [entry for place in dict.fromkeys(map(_data, entries)) for entry in ordered if _data(entry) == place]
+    for title, place in dict.fromkeys((_title(entry), _data(entry)) for entry in ordered):
+        yield title, [entry for entry in entries if (_title(entry), _data(entry)) == (title, place)]
 
 
 def _points_of(entry: Row, rows: Sequence[Row]) -> list[Row]:
     """The points that a table's entries rest on."""
     specs = entry.get("attacks") or [entry["attack_spec"]]
     return latest(
-        row
-        for row in rows
-        if row["row"] == "point" and _setting(row) == _setting(entry) and row["attack_spec"] in specs
+        row for row in rows if row["row"] == "point" and _data(row) == _data(entry) and row["attack_spec"] in specs
     )
 
 
 def _setting(row: Row) -> str:
-    return f"{row['benchmark']} v{row['benchmark_version']} · {row['model']}"
+    recall = row.get("detector_recall") or 1.0
+    detector = f" · detector recall {recall:g}" if recall < 1 else ""
+    return f"{row['benchmark']} v{row['benchmark_version']} · {row['model']}{detector}"
+
+
+def _data(row: Row) -> tuple[str, str]:
+    """What must be the same for rows to stand in one table: two files of one name are two data sets."""
+    return _setting(row), row.get("data") or ""
 
 
 def _title(row: Row) -> str:
@@ -184,5 +187,5 @@ def _title(row: Row) -> str:
     return f"{_setting(row)} · {attack} ({row['access']})"
 
 
-def _place(row: Row) -> tuple[str, str]:
-    return _title(row), str(row["defense_label"])
+def _place(row: Row) -> tuple[str, tuple[str, str], str]:
+    return _title(row), _data(row), str(row["defense_label"])

@@ -21,7 +21,7 @@ from memdefense.pipeline import Defended, measure, scored, write_outcomes
 from memdefense.recipe import code_of, digest
 from memdefense.results import SCHEMA, Row, Writer, outcomes_name, provenance, say, score_rows
 from memdefense.runner import prepare
-from memdefense.settings import Settings
+from memdefense.settings import Settings, nameplate
 from memdefense.store import Artifact
 from memdefense.work import Work, retried
 
@@ -69,8 +69,12 @@ def attack_model(
     if reference and attacked.model.config.vocab_size != work.base.model.config.vocab_size:
         raise SpecError(f"'{reference}' is no reference for '{settings.model}': their vocabularies differ")
     if writer:
-        named = {"benchmark": benchmark.spec, "attacks": [attack.spec for attack in played], "reference": reference}
-        writer.text("config.json", json.dumps({**named, "settings": dataclasses.asdict(settings)}, indent=1))
+        named = {
+            "benchmark": nameplate(benchmark.spec, *benchmark.fields.values()),
+            "attacks": [attack.spec for attack in played],
+            "reference": nameplate(reference),
+        }
+        writer.text("config.json", json.dumps({**named, "settings": settings.told()}, indent=1))
     rows = []
     for seed in settings.seeds:
         defended = Defended(
@@ -110,9 +114,9 @@ def _row(
     row: Row = {
         "row": "attack",
         "schema": SCHEMA,
-        "benchmark": work.benchmark.spec,
+        "benchmark": nameplate(work.benchmark.spec, *work.benchmark.fields.values()),
         "benchmark_version": work.benchmark.version,
-        "model": attacked.origin,
+        "model": nameplate(attacked.origin),
         "attack": attack.name,
         "attack_spec": attack.spec,
         "attack_family": attack.family,
@@ -146,7 +150,7 @@ def _row(
             writer.file(outcomes_name(recipe), functools.partial(write_outcomes, outcomes=outcomes))
     row["key"] = digest([recipe, row["status"], row["error"]])
     row["provenance"] = provenance(
-        work.bench.device, torch.get_num_threads(), str(attacked.model.dtype), attacked.origin
+        work.bench.device, torch.get_num_threads(), str(attacked.model.dtype), nameplate(attacked.origin)
     )
     if writer:
         writer.row(row)

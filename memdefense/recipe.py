@@ -260,4 +260,14 @@ def _dumped(tree: ast.Module) -> str:
                 and isinstance(first.value.value, str)
             ):
                 node.body = node.body[1:] or [ast.Pass()]
-    return ast.dump(tree, annotate_fields=False)
+    return _spelled(tree)
+
+
+def _spelled(part: object) -> str:
+    """A syntax tree as text, empty fields left out: newer versions of Python have fields that older ones have not."""
+    if isinstance(part, ast.AST):
+        fields = ((name, value) for name, value in ast.iter_fields(part) if value is not None and value != [])
+        return f"{type(part).__name__}({', '.join(f'{name}={_spelled(value)}' for name, value in fields)})"
+    if isinstance(part, list):
+        return f"[{', '.join(map(_spelled, part))}]"
+    return repr(part)

@@ -25,7 +25,7 @@ from memdefense.lm import LM, best_device
 from memdefense.recipe import code_of, code_of_run
 from memdefense.reference import UNDEFENDED
 from memdefense.results import Results, Writer
-from memdefense.settings import Settings
+from memdefense.settings import Settings, nameplate
 from memdefense.sheet import Sheet
 from memdefense.store import Store
 from memdefense.train import TrainConfig, precision
@@ -225,10 +225,10 @@ def _config(benchmark: Benchmark, settings: Settings, base: LM) -> TrainConfig:
 def _described(plan: Plan, settings: Settings, work: Work) -> dict[str, object]:
     corpus = work.corpus
     return {
-        "benchmark": plan.benchmark.spec,
+        "benchmark": nameplate(plan.benchmark.spec, *plan.benchmark.fields.values()),
         "defenses": {label: [spec.spec for spec in specs] for label, specs in plan.arms.items()},
         "attacks": [attack.spec for attack in plan.attacks],
-        "settings": dataclasses.asdict(settings),
+        "settings": settings.told(),
         "training": dataclasses.asdict(work.config),
         "corpus": {
             "digest": work.corpus_digest,
@@ -243,7 +243,10 @@ def _described(plan: Plan, settings: Settings, work: Work) -> dict[str, object]:
 def _tell_reuse(store: Store) -> None:
     """Leaves what was reused and what was made, and from what, for ``memdefense cache explain``."""
     if store.events:
-        (store.folder / "last-run.json").write_text(json.dumps(store.events, default=str))
+        try:
+            (store.folder / "last-run.json").write_text(json.dumps(store.events, default=str))
+        except OSError as error:  # what it stands in for, a full disk say, has been told or is about to be
+            logger.debug("what was reused is not written down: %s", error)
 
 
 __all__ = ["Plan", "Results", "Settings", "one_benchmark", "planned", "prepare", "run"]

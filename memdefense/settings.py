@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,3 +47,23 @@ class Settings:
     limit: int = 0
     log_samples: bool = False
     baselines: str = "never-trained,refuse"
+
+    def told(self) -> dict[str, object]:
+        """What a results folder says of them: all but the folders of this machine."""
+        own = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("store", "output")}
+        return {**own, "model": nameplate(self.model), "general_text": nameplate(self.general_text)}
+
+
+def nameplate(name: str, *fields: object) -> str:
+    """A name without the folders of this machine: what is published says which file or model, not where it lay.
+
+    Args:
+        name: a folder, a hub id, or a spec.
+        fields: values that may stand in it and be paths; none given, the name itself may be one.
+    """
+    for value in fields or (name,):
+        if isinstance(value, str) and value:
+            path = Path(os.path.expanduser(value))  # noqa: PTH111  (Path's own raises for a user who is none)
+            if path.exists():
+                name = name.replace(value, (path if path.name.strip(".") else path.resolve()).name)
+    return name

@@ -22,7 +22,7 @@ from memdefense.pipeline import Defended, defend, measure, pricing, read_samples
 from memdefense.recipe import code_of, digest
 from memdefense.reference import UNDEFENDED, Reference, alike, reference_of, tokens_of
 from memdefense.results import SCHEMA, Row, Writer, outcomes_name, provenance, say, score_rows
-from memdefense.settings import Settings
+from memdefense.settings import Settings, nameplate
 from memdefense.store import Artifact
 from memdefense.tally import Tally, measured_of
 from memdefense.train import precision
@@ -57,7 +57,7 @@ class Sheet:
                 work.bench.device,
                 torch.get_num_threads(),
                 precision(work.config.dtype, work.bench.device, width=work.base.width),
-                work.base.origin or work.base_digest[:12],
+                nameplate(work.base.origin) or work.base_digest[:12],
             ),
             "base": work.base_digest[:12],
             # What all arms share: other code may train, measure or price otherwise.
@@ -194,9 +194,11 @@ class Sheet:
     def _names(self, defense: Defense, attack: Attack) -> Row:
         work = self._work
         return {
-            "benchmark": work.benchmark.spec,
+            "benchmark": nameplate(work.benchmark.spec, *work.benchmark.fields.values()),
             "benchmark_version": work.benchmark.version,
-            "model": work.base.origin or f"{work.benchmark.name} default",
+            "model": nameplate(work.base.origin) or f"{work.benchmark.name} default",
+            "data": f"{work.corpus_digest[:12]}/{work.base_digest[:12]}",
+            "detector_recall": self._settings.detector_recall,
             "defense": defense.name if len(getattr(defense, "parts", ())) == 0 else defense.spec,
             "family": defense.family,
             "attack": attack.name,
@@ -209,8 +211,11 @@ class Sheet:
         work = self._work
         recipe = digest(
             {
-                **self._names(defense, attack),
+                # Not the names above: where data and model lie, and how that was written, is not what they are.
+                "benchmark": [work.benchmark.name, work.benchmark.version],
+                "base": work.base_digest,
                 "defense": defense.spec,
+                "attack": attack.spec,
                 "outside": [defense.outside(), attack.outside()],
                 "code": [code_of(part) for part in (work.benchmark, defense, attack, "memdefense.lab")],
                 "utilities": [code_of(utility) for utility in self._utilities],

@@ -17,6 +17,8 @@ _NAMES = (
     "benchmark",
     "benchmark_version",
     "model",
+    "data",
+    "detector_recall",
     "defense",
     "family",
     "attack",
@@ -116,7 +118,7 @@ class Tally:
         statuses: dict[str, int] = {}
         for row in rows:
             statuses[row["status"]] = statuses.get(row["status"], 0) + 1
-        names = {name: rows[0][name] for name in _NAMES}
+        names = {name: rows[0].get(name) for name in _NAMES}
         if len(group) > 1:
             widest = max((attack.access for attack in group), key=("text", "logprobs", "weights").index)
             names |= {"attack": WORST, "attack_spec": WORST, "access": widest, "attacks": specs}

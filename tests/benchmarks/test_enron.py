@@ -125,6 +125,25 @@ def test_authors_and_near_duplicates_stay_on_their_side(corpus: Corpus) -> None:
     assert corpus.counts["near_duplicates"] > 0
 
 
+def test_one_letter_under_other_headers_does_not_cross_the_split() -> None:
+    def letter(number: int, words: str, name: str) -> Raw:
+        header = "".join(f"X-Header-{line}: {number}{line} of {name} alone\n" for line in range(12))
+        return Raw(f"{name}/{number}", f"{header}\n{words}", len(header), f"{name}@x.com")
+
+    def about(number: int) -> str:
+        return " ".join(f"word{number}{place}" for place in range(60))
+
+    issue = about(99)
+    senders = [f"sender{number}" for number in range(40)]
+    taken = [letter(number, about(number), name) for number, name in enumerate(senders)]
+    taken += [letter(number + 100, f"{issue} Yours, {name}", name) for number, name in enumerate(senders)]
+    assert len(set(near_duplicates([raw.text for raw in taken]))) == 80, "the headers hide it"
+    made = build(taken, documents=0, counts={})
+    assert any(issue in document.text for document in made.train)
+    assert not any(issue in document.text for document in made.held_out)
+    assert made.counts["near_duplicates"] > 0
+
+
 def test_secrets_are_values_with_all_their_places(corpus: Corpus) -> None:
     texts = {document.id: document.text for document in (*corpus.train, *corpus.held_out)}
     train = {document.id for document in corpus.train}

@@ -118,6 +118,10 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     with pytest.raises(DataError, match=r"line 2 of .*broken\.jsonl cannot be read as json"):
         JSONL(data=str(tmp_path / "broken.jsonl")).corpus()
+    for name in ("latin.jsonl", "latin.csv", "latin.txt"):
+        (tmp_path / name).write_bytes(b'{"text": "fine"}\n{"text": "caf\xe9"}\n')
+        with pytest.raises(DataError, match=rf"line 2 of .*{name} is not UTF-8; convert the file"):
+            JSONL(data=str(tmp_path / name)).corpus()
     (tmp_path / "mixed").mkdir()
     with pytest.raises(DataError, match="no file that ends in"):
         JSONL(data=str(tmp_path / "mixed")).corpus()

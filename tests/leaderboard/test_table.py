@@ -178,6 +178,14 @@ def test_an_attack_that_one_arm_never_met_is_named_under_the_worst(printed: Prin
     assert text.count("cannot be played") == 1
 
 
+def test_two_data_sets_of_one_name_and_two_detectors_are_not_mixed(printed: Printed) -> None:
+    settings: list[dict[str, Any]] = [{"data": "a/m"}, {"data": "b/m"}, {"data": "a/m", "detector_recall": 0.9}]
+    rows = [row for own in settings for row in (entry("none", **own), point("none", **own))]
+    text = printed(rows)
+    assert text.count("mailbox:documents=50 v1 · mailbox default · prefix (text)") == 2
+    assert text.count("mailbox:documents=50 v1 · mailbox default · detector recall 0.9 · prefix (text)") == 1
+
+
 def places(text: str) -> dict[str, str]:
     """The place of every line of a table, by the first five letters of its defense."""
     lines = (line.split() for line in text.splitlines() if line[:1] == " " and line[1:3].strip())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import importlib
 import subprocess
 import sys
@@ -84,6 +85,14 @@ def test_code_is(pack: Pack, old: str, new: str) -> None:
     before = pack.code()
     pack.write("thing", SOURCE.replace(old, new))
     assert pack.code() != before
+
+
+def test_a_field_that_a_newer_python_adds_is_not_code(pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = pack.code()
+    fields = (*(name for name in ast.FunctionDef._fields if name != "added"), "added")
+    monkeypatch.setattr(ast.FunctionDef, "_fields", fields)
+    monkeypatch.setattr(ast.FunctionDef, "added", [], raising=False)  # as type_params, which came with 3.12
+    assert pack.code() == before
 
 
 def test_a_text_that_is_no_docstring_is_code(pack: Pack) -> None:

@@ -463,6 +463,25 @@ def test_two_runs_on_one_store_at_once_agree(tmp_path: Path) -> None:
     assert not list((tmp_path / "store" / "leases").iterdir())
 
 
+def test_where_a_model_lies_is_not_what_it_is(tmp_path: Path, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("here", "there"):
+        tiny_lm.save(tmp_path / place / "small")
+    monkeypatch.chdir(tmp_path / "here")
+
+    def rows(model: str) -> list[Row]:
+        out = str(tmp_path / "out")
+        options: dict[str, Any] = {"store": str(tmp_path / "store"), "output": out, "baselines": "", "device": "cpu"}
+        return list(memdefense.run(tiny_benchmark(), "never-trained", "prefix", model=model, **options).points)
+
+    first = rows("./small")
+    written = (tmp_path / "out" / "results.jsonl").read_text()
+    for other in ("small", "../there/small", str(tmp_path / "there" / "small")):
+        assert [told(row) for row in rows(other)] == [told(row) for row in first]
+    assert {row["model"] for row in first} == {"small"}
+    assert (tmp_path / "out" / "results.jsonl").read_text() == written  # nothing is there twice
+    assert str(tmp_path) not in written + (tmp_path / "out" / "config.json").read_text()
+
+
 def test_a_damaged_store_is_noticed_and_mended(tmp_path: Path) -> None:
     first = measured(tmp_path, [RMFT()])
     damaged = [*(tmp_path / "store").glob("artifacts/outcomes/*/*/outcomes.jsonl")]
