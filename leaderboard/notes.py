@@ -25,6 +25,7 @@ def notes_of(group: Sequence[Row], points: Sequence[Row], claims: Sequence[Claim
         *_problems(group),
         *_runs(group),
         *_unmeasured(group, points),
+        *_idle(group, points),
         *_left_out(group),
         *_not_played(group),
         *_front(group),
@@ -100,6 +101,16 @@ def _unmeasured(group: Sequence[Row], points: Sequence[Row]) -> list[str]:
         f"{', '.join(blind)}: what a guard costs is not known here, since the undefended model continues held-out "
         "text no better than chance, or there is none; such points are never chosen"
     ]
+
+
+def _idle(group: Sequence[Row], points: Sequence[Row]) -> list[str]:
+    """Arms that changed nothing since their detector found no PII."""
+    found = []
+    for entry in group:
+        own = [row for row in points if row["defense_label"] == entry["defense_label"] and row["status"] == "no-op"]
+        if own and all((row.get("notes") or {}).get("values") == 0 for row in own):
+            found.append(entry["defense_label"])
+    return [f"{', '.join(found)}: the defender's detector found no PII, so nothing was changed"] if found else []
 
 
 def _left_out(group: Sequence[Row]) -> list[str]:

@@ -89,7 +89,7 @@ def cli(verbose: bool) -> None:
 @TEXT
 @MODEL
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="So many runs, seeds 0, 1, ...")
-@click.option("--seed", "seed", type=int, multiple=True, help="Exactly this seed; may be repeated.")
+@click.option("--seed", "seed", type=click.IntRange(0), multiple=True, help="Exactly this seed; may be repeated.")
 @TRAINING
 @click.option("--general-text", default="", help="A text file for the general perplexity.")
 @click.option("--limit", type=click.IntRange(0), default=0, help="Measure a sample of so many; for trials only.")
@@ -154,7 +154,7 @@ def run(**given: Any) -> None:
 @click.option("-d", "--defense", required=True, help="One spec, such as rmft or dedup+rmft.")
 @TEXT
 @MODEL
-@click.option("--seed", type=int, default=0, show_default=True, help="The run's seed.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The run's seed.")
 @click.option("--point", default="", help="The operating point, as the tables name it. [default: the last]")
 @click.option("--whole", is_flag=True, help="Also train on the text that a run holds out for measuring.")
 @TRAINING
@@ -205,7 +205,7 @@ def defend(**given: Any) -> None:
 @click.option("--text-field", default="text", show_default=True, help="The text's field in both files.")
 @click.option("--author-field", default="", help="The author's field in both files.")
 @click.option("--revision", default="", help="Branch, tag or commit of the hub model; not of --reference.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of every draw an attack makes.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of every draw an attack makes.")
 @click.option("--scores", is_flag=True, help="Print every score of each attack.")
 @click.option("--batch-size", default="auto", show_default=True, help="Sequences per pass.")
 @MACHINE

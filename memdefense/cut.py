@@ -197,14 +197,28 @@ class Cut(ABC):
         return self.leakage_at(0, level=level)
 
     def leakage_at(self, point: int, *, level: float = 0.95) -> Estimated:
-        """The leakage of one point, with the reading that the other units chose; its mean over units, signed."""
+        """The leakage of one point, with the reading that the other units chose; its mean over units, signed.
+
+        The lower limit allows for as many scores as there were to choose among (Bonferroni): runs share their persons,
+        so that the best of several which tell nothing looks on every run as if it told something. No choice makes a
+        leakage look too small.
+        """
         taken, _, own = attacked(self.leakage)
         parts = self.table.parts
         read = np.stack([parts[:, k, point, u] for u, k in enumerate(taken[point].tolist())], axis=1)  # (4, units, P)
         noise = self._mean_noise(read, level)
+        if (scores := self._scores(point)) > 1:
+            strict = self._mean_noise(read, 1.0 - (1.0 - level) / scores)
+            noise = Noise(noise.run, (strict.sample[0], noise.sample[1]), (strict.both[0], noise.both[1]))
         persons = int(np.count_nonzero(read[WEIGHT].sum(axis=0)))
         value = math.fsum(own[point].tolist()) / float(read[WEIGHT].sum())
         return Estimated(value, *noise.both, noise.run, noise.sample, persons)
+
+    def _scores(self, point: int) -> int:
+        """How many scores a point has, whichever way they are turned."""
+        known = np.flatnonzero(~np.isnan(self.leakage[:, point, 0])).tolist()
+        names = {self.table.readings[k].rpartition("/") for k in known}
+        return len({(attack, name.removeprefix("-")) for attack, _, name in names})
 
     def readings_at(self, point: int) -> tuple[str, ...]:
         """The attacker's reading of one point, by unit."""

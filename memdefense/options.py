@@ -50,8 +50,8 @@ TRAINING = _all(
     click.option("--checkpoints", type=click.IntRange(1), help="Operating points per training run. [default: 5]"),
     click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), help="Of training's matrix products."),
     click.option("--peft", type=click.Choice(["lora"]), help="Train adapters instead of all weights."),
-    click.option("--lora-rank", type=click.IntRange(1), default=16, show_default=True),
-    click.option("--lora-alpha", type=click.IntRange(1), default=32, show_default=True),
+    click.option("--lora-rank", type=click.IntRange(1), help="With --peft lora. [default: 16]"),
+    click.option("--lora-alpha", type=click.IntRange(1), help="With --peft lora. [default: 32]"),
     click.option("--lora-targets", default="", help="Module names, comma-separated. [default: all linear layers]"),
     click.option(
         "--detector-recall",
@@ -147,6 +147,8 @@ def benchmark_of(given: Mapping[str, Any]) -> Any:
 
 def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of `memdefense.settings.Settings` that decide what is trained, and where."""
+    if given["revision"] and not given["model"]:
+        raise click.UsageError("--revision is of a hub model, and none was named; name it with --model")
     return {
         "model": given["model"],
         "revision": given["revision"],
@@ -188,7 +190,9 @@ def training_of(given: Mapping[str, Any]) -> dict[str, object]:
         from memdefense.train import LoRA
 
         targets = tuple(filter(None, given["lora_targets"].split(",")))
-        chosen["lora"] = LoRA(given["lora_rank"], given["lora_alpha"], targets=targets)
+        chosen["lora"] = LoRA(given["lora_rank"] or 16, given["lora_alpha"] or 32, targets=targets)
+    elif stray := [name for name in ("lora_rank", "lora_alpha", "lora_targets") if given[name]]:
+        raise click.UsageError(f"--{stray[0].replace('_', '-')} says how adapters are trained; add --peft lora")
     return chosen
 
 

@@ -7,8 +7,11 @@ A plugin is a frozen dataclass. Its fields are its hyper-parameters, its constru
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import ClassVar
+
+from memdefense.fields import check_fields
 
 
 class Plugin:
@@ -17,6 +20,23 @@ class Plugin:
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        if dataclasses.is_dataclass(self):
+            check_fields(self, self.name or type(self).__name__)
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """Has the fields checked before a class's own ``__post_init__`` computes with them."""
+        super().__init_subclass__(**options)
+        own = cls.__dict__.get("__post_init__")
+        if own is not None:
+
+            @functools.wraps(own)
+            def checked(self: Plugin) -> None:
+                Plugin.__post_init__(self)
+                own(self)
+
+            cls.__post_init__ = checked  # type: ignore[method-assign]
 
     @property
     def fields(self) -> Mapping[str, object]:

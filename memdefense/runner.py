@@ -19,6 +19,7 @@ from memdefense.bench import Bench, Progress, save_point, stored_points
 from memdefense.corpus import Benchmark, Corpus, digest_documents
 from memdefense.defense import Defense, Point
 from memdefense.errors import DataError, SpecError, hint
+from memdefense.fields import check_fields
 from memdefense.lab import Lab
 from memdefense.limits import limited_corpus, with_general_text
 from memdefense.lm import LM, best_device
@@ -165,6 +166,12 @@ def _settings(settings: Settings | None, options: Mapping[str, object]) -> Setti
         if name not in known:
             raise SpecError(f"run() has no option '{name}'{hint(name, known)}")
     given = dataclasses.replace(settings or Settings(), **options)  # type: ignore[arg-type]
+    if isinstance(given.seeds, int):
+        raise SpecError(f"seeds={given.seeds} is one number; it takes several, such as range({given.seeds}) or (0, 1)")
+    check_fields(given, "run()")
+    for seed in given.seeds:
+        if not isinstance(seed, int) or seed < 0:
+            raise SpecError(f"a seed is {seed!r}; it takes a whole number, 0 or more")
     if not given.seeds:
         raise SpecError("no seed was given; one run needs at least one")
     if not 0 < given.detector_recall <= 1:
@@ -175,7 +182,10 @@ def _settings(settings: Settings | None, options: Mapping[str, object]) -> Setti
 def _arms(defenses: object, baselines: str) -> dict[str, list[Defense]]:
     """Defenses by label, the undefended first, named or not."""
     arms: dict[str, list[Defense]] = {UNDEFENDED.spec: [UNDEFENDED]}
-    named = [*registry.instances("defenses", defenses), *registry.instances("defenses", baselines)]
+    asked = registry.instances("defenses", defenses)
+    if not asked:
+        raise SpecError("no defense was named; give one, such as rmft, or none for the baseline alone")
+    named = [*asked, *registry.instances("defenses", baselines)]
     for label, made in named:
         specs = [cast(Defense, item) for item in made]
         arms.setdefault(specs[0].spec if len(specs) == 1 else label, specs)

@@ -10,11 +10,12 @@ undefended run, are read on u with these choices, unclamped, and MaxTER = 100 (1
 Seeds share their persons. So a choice among readings, made on other seeds, is free of run noise and not of the noise of
 who was drawn: where nothing leaks, half of what a maximum over scores and signs flatters remains (simulated with two
 scores and 200 documents: 0.05 instead of 0.09), and nine tenths where documents come in a few circles of persons (14
-and 5 circles of ten: 0.16 of 0.18). With few scores the interval over persons holds that (it covered 0 in 93 to 96 % of
-the sets); with six independent ones and circles of eight in 77 % only, and a leakage of 0.1, 0.2 and 0.4 in 95 % (400
-documents, 60 sets each). To choose on other folds of persons as well was tried: of nothing it reads nothing (0.009),
-but of 0.1 it reads 0.045 and of 0.2 it reads 0.137, covered in 85 and 80 %. An attacker who errs to the safe side is
-preferred: a small membership leakage told by many scores may be none.
+and 5 circles of ten: 0.16 of 0.18). The lower limit over persons allows for it by the number of scores (Bonferroni; see
+`Cut.leakage_at`). With six independent ones and circles of eight the interval then covers 0 in 93 % of the sets, and a
+leakage of 0.1 and 0.2 in 100 and 97 % (400 documents, 60 sets each; 77, 95 and 95 % without); in 8 % of the sets of
+nothing is a leakage told from chance, in place of three in ten. To choose on other folds of persons as well was tried:
+of nothing it reads nothing (0.009), but of 0.1 it reads 0.045 and of 0.2 it reads 0.137, covered in 85 and 80 %. An
+attacker who errs to the safe side is preferred: a small membership leakage told by many scores may be none.
 
 Equal leakages go to the reading named first. Equal reductions go to doing nothing, then to the smaller mean delta, then
 to the point named first. Where the other units' undefended leakage sums to 0 or less, nothing is done.

@@ -93,7 +93,7 @@ def edited_by(
         PluginError: the hook raised, changed the documents, or yielded no point.
     """
     if not overrides(defense, "edit"):
-        return trained, {}
+        return trained, {"edit_seconds": 0.0}
     points: list[StoredPoint] = []
     cost: dict[str, float] = {}
     for source in trained if work.edit_all else trained[-1:]:

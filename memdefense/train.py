@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from memdefense.errors import SpecError, hint
+from memdefense.errors import SpecError
+from memdefense.fields import check_fields
 from memdefense.passes import MEASURED_FLOATS
 
 
@@ -30,11 +31,6 @@ class LoRA:
     targets: tuple[str, ...] = ()
 
 
-_KNOWN = {
-    "schedule": ("linear", "cosine", "constant"),
-    "pack": ("tokens", "document", "author"),
-    "dtype": ("auto", "float32", "bfloat16"),
-}
 _LEAST = {"batch_size": 1, "block_size": 2, "checkpoints": 1}  # in a row of one token nothing is predicted
 
 
@@ -75,9 +71,7 @@ class TrainConfig:
     lora: LoRA | None = None
 
     def __post_init__(self) -> None:
-        for name, known in _KNOWN.items():
-            if (value := getattr(self, name)) not in known:
-                raise SpecError(f"{name} cannot be '{value}'{hint(str(value), known)}")
+        check_fields(self, "training")
         for name, least in _LEAST.items():
             if getattr(self, name) < least:
                 raise SpecError(f"{name} is {getattr(self, name)}; it must be at least {least}")

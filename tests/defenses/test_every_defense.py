@@ -53,7 +53,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
 def test_no_defense_looks_at_the_answer_key(name: str, work: Work) -> None:
     with pytest.raises(AssertionError):
         list(work.corpus.secrets)
-    for defense in registry.build("defenses", name)[:1]:
+    for defense in registry.build("defenses", name):
         defended = defend(work, cast(Defense, defense), 0)
         defended.target(defended.points[-1].load("cpu")).generate(["Write to"], max_new_tokens=2)
 
@@ -70,5 +70,7 @@ def test_all_of_them_run_through(tmp_path: Path) -> None:
         assert row["status"] in ("ok", "no-op", "collapsed", "n/a")
         if row["status"] != "n/a":
             assert row["cost"]["train_seconds"] >= 0
+            assert row["cost"]["edit_seconds"] >= 0
+            assert row["cost"]["peak_memory_bytes"] > 0
             assert row["cost"]["attack_peak_memory_bytes"] > 0
             assert "extra_tokens" in row["cost"]

@@ -186,6 +186,15 @@ def test_two_data_sets_of_one_name_and_two_detectors_are_not_mixed(printed: Prin
     assert text.count("mailbox:documents=50 v1 · mailbox default · detector recall 0.9 · prefix (text)") == 1
 
 
+def test_an_arm_that_found_no_pii_says_so(printed: Printed) -> None:
+    idle: dict[str, Any] = {"status": "no-op", "notes": {"values": 0.0}}
+    rows = [entry(label) for label in ("none", "rmft", "pme")]
+    rows += [point("none"), point("rmft", **idle), point("pme", status="no-op", notes={"values": 7.0})]
+    text = " ".join(printed(rows).split())
+    assert "rmft: the defender's detector found no PII, so nothing was changed" in text
+    assert "pme: the" not in text
+
+
 def places(text: str) -> dict[str, str]:
     """The place of every line of a table, by the first five letters of its defense."""
     lines = (line.split() for line in text.splitlines() if line[:1] == " " and line[1:3].strip())

@@ -88,6 +88,13 @@ def test_what_leaks_is_found_among_many_scores_and_few_circles(leakage: float) -
     assert found.coverage >= 0.83
 
 
+@pytest.mark.parametrize(("scores", "circle", "seeds"), [(6, 8, 3), (6, 8, 5), (6, 1, 3)])
+def test_nothing_that_leaks_is_covered_among_many_scores(scores: int, circle: int, seeds: int) -> None:
+    found = tried_membership(0.0, 60, scores=scores, circle=circle, seeds=seeds, documents=400)["chosen"]
+    assert found.coverage >= 0.83
+    assert found.estimated <= 0.15  # told from chance
+
+
 def test_the_simulated_rates_are_what_they_are_said_to_be() -> None:
     rng = np.random.default_rng(1)
     truth = Truth(0.1, 0.2, 3, points=1, persons=400)

@@ -1,0 +1,81 @@
+"""Whether the fields of a plugin or of a configuration hold what their annotations say."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Hashable, Mapping
+from typing import Literal, Union, get_args, get_origin
+
+from memdefense.errors import SpecError, hint
+
+_SAID = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def check_fields(thing: typing.Any, name: str) -> None:
+    """Checks plain fields: numbers, truths, texts, choices, and tuples of them.
+
+    Args:
+        thing: a dataclass's instance.
+        name: what the error calls it.
+
+    Raises:
+        SpecError: a field holds something else; it says what it takes.
+    """
+    owner: type = type(thing)
+    hints = _hints(owner)
+    for field in dataclasses.fields(thing):
+        value = getattr(thing, field.name, None)
+        kind = hints.get(field.name)
+        if kind is not None and not fits(value, kind):
+            takes = _takes(kind)
+            raise SpecError(
+                f"{name}: {field.name.replace('_', '-')} is {value!r}; it takes {takes}{_near(value, kind)}"
+            )
+
+
+def fits(value: object, kind: object) -> bool:
+    """Whether a value is of a type as annotations write it; of types that are not plain, always."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, arg) for arg in args)
+    if origin is Literal:
+        return any(value == arg and type(value) is type(arg) for arg in args)
+    if origin is tuple or kind is tuple:
+        item = args[0] if args else object
+        return isinstance(value, tuple | list) and all(fits(one, item) for one in value)
+    if kind is float:  # of any library: a numpy number is one
+        return not isinstance(value, bool | str) and hasattr(value, "__float__")
+    if kind is int:
+        return not isinstance(value, bool) and hasattr(value, "__index__")
+    if kind in (bool, str):
+        return isinstance(value, typing.cast(type, kind))
+    return value is None if kind is type(None) else True
+
+
+@functools.lru_cache
+def _hints(owner: Hashable) -> Mapping[str, object]:
+    try:
+        return typing.get_type_hints(typing.cast(type, owner))
+    except Exception:  # a name that only type checkers import: its fields are taken as they are
+        return {}
+
+
+def _takes(kind: object) -> str:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join("None" if arg is type(None) else _takes(arg) for arg in args)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, args))
+    if origin is tuple or kind is tuple:
+        return f"a tuple, each of which is {_takes(args[0])}" if args else "a tuple"
+    return _SAID.get(typing.cast(type, kind), str(kind))
+
+
+def _near(value: object, kind: object) -> str:
+    """The nearest choice to a text that is none."""
+    choices = [str(arg) for arg in get_args(kind)] if get_origin(kind) is Literal else []
+    said = hint(value, choices) if isinstance(value, str) and choices else ""
+    return said if "did you mean" in said else ""
