@@ -29,11 +29,12 @@ def check_fields(thing: typing.Any, name: str) -> None:
     for field in dataclasses.fields(thing):
         value = getattr(thing, field.name, None)
         kind = hints.get(field.name)
-        if kind is not None and not fits(value, kind):
-            takes = _takes(kind)
-            raise SpecError(
-                f"{name}: {field.name.replace('_', '-')} is {value!r}; it takes {takes}{_near(value, kind)}"
-            )
+        if kind is None or fits(value, kind):
+            continue
+        where = f"{name}: {field.name.replace('_', '-')}"
+        if get_origin(kind) is Literal:
+            raise SpecError(f"{where} cannot be {value!r}{hint(str(value), map(str, get_args(kind)))}")
+        raise SpecError(f"{where} is {value!r}; it takes {_takes(kind)}")
 
 
 def fits(value: object, kind: object) -> bool:
@@ -72,10 +73,3 @@ def _takes(kind: object) -> str:
     if origin is tuple or kind is tuple:
         return f"a tuple, each of which is {_takes(args[0])}" if args else "a tuple"
     return _SAID.get(typing.cast(type, kind), str(kind))
-
-
-def _near(value: object, kind: object) -> str:
-    """The nearest choice to a text that is none."""
-    choices = [str(arg) for arg in get_args(kind)] if get_origin(kind) is Literal else []
-    said = hint(value, choices) if isinstance(value, str) and choices else ""
-    return said if "did you mean" in said else ""

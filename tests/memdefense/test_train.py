@@ -86,7 +86,7 @@ def test_settings_that_make_no_sense(make: Callable[[], TrainConfig]) -> None:
     [("schedule", "cosin", "cosine"), ("pack", "authors", "author"), ("dtype", "float16", "bfloat16")],
 )
 def test_names_that_are_not_known(field: str, value: str, meant: str) -> None:
-    with pytest.raises(SpecError, match=f"{field} is '{value}'; it takes one of .*; did you mean '{meant}'"):
+    with pytest.raises(SpecError, match=f"training: {field} cannot be '{value}'; did you mean '{meant}'"):
         TrainConfig(**{field: value})  # type: ignore[arg-type]
 
 
