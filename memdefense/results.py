@@ -79,6 +79,14 @@ class Writer:
             finally:
                 os.close(descriptor)
 
+    def forget(self) -> None:
+        """Takes an empty folder away again: what it was made for cannot even begin."""
+        if not self._seen and not self._path.stat().st_size:
+            self._path.unlink()
+            for folder in (self.folder / "outcomes", self.folder):
+                with contextlib.suppress(OSError):  # something of the user's is in it
+                    folder.rmdir()
+
     def text(self, name: str, content: str) -> None:
         """Writes a file beside the rows, by one rename."""
         self.file(name, lambda path: path.write_text(content))

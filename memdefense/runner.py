@@ -18,7 +18,7 @@ from memdefense.attack import Attack, Measure, Utility
 from memdefense.bench import Bench, Progress, save_point, stored_points
 from memdefense.corpus import Benchmark, Corpus, digest_documents
 from memdefense.defense import Defense, Point
-from memdefense.errors import DataError, SpecError, hint
+from memdefense.errors import DataError, MemdefenseError, SpecError, hint
 from memdefense.fields import check_fields
 from memdefense.lab import Lab
 from memdefense.limits import limited_corpus, with_general_text
@@ -61,7 +61,12 @@ def run(
     settings = _settings(settings, options)
     plan = planned(benchmark, defenses, attacks, settings)
     writer = Writer(Path(settings.output)) if settings.output else None  # first: a wrong folder is told at once
-    work = prepare(plan.benchmark, settings, progress)
+    try:
+        work = prepare(plan.benchmark, settings, progress)
+    except MemdefenseError:
+        if writer:
+            writer.forget()
+        raise
     if writer:
         writer.text("config.json", json.dumps(_described(plan, settings, work), indent=1, default=str))
     sheet = Sheet(work, settings, plan.utilities, plan.attacks, writer)
@@ -146,6 +151,7 @@ def prepare(benchmark: Benchmark, settings: Settings, progress: Progress | None 
         raise SpecError(f"device '{device}' cannot be used here: {said}; leave out --device for the best") from error
     store = Store(Path(settings.store or os.environ.get("MEMDEFENSE_STORE") or "~/.cache/memdefense").expanduser())
     bench = Bench(store, device, settings.batch_size, settings.micro_batch, settings.detector_recall, progress)
+    named = _named(bench, settings) if settings.model else None  # a wrong name is told before much is read
     if progress:
         progress(f"reading {benchmark.spec}", 0, 0)
     corpus = hooked(benchmark, "corpus", benchmark.corpus)
@@ -155,7 +161,7 @@ def prepare(benchmark: Benchmark, settings: Settings, progress: Progress | None 
         logger.warning("--limit %d measures a sample; do not publish its numbers", settings.limit)
         corpus = limited_corpus(corpus, settings.limit)
     again = functools.partial(_base, bench, benchmark, corpus, settings)
-    base = retried(bench, again)
+    base = named or retried(bench, again)
     config = _config(benchmark, settings, base)
     return Work(bench, benchmark, corpus, corpus.digest(), base, base.digest(), config, again, settings.edit_all)
 
@@ -192,9 +198,13 @@ def _arms(defenses: object, baselines: str) -> dict[str, list[Defense]]:
     return arms
 
 
+def _named(bench: Bench, settings: Settings) -> LM:
+    return LM.load(settings.model, revision=settings.revision or None, device=bench.device)
+
+
 def _base(bench: Bench, benchmark: Benchmark, corpus: Corpus, settings: Settings) -> LM:
     if settings.model:
-        return LM.load(settings.model, revision=settings.revision or None, device=bench.device)
+        return _named(bench, settings)
     lab = Lab(bench, who=benchmark.name, seed=0, originals=(), public=corpus.public, config=benchmark.config, base=None)
     parts = {
         "benchmark": benchmark.spec,

@@ -5,13 +5,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from memdefense import cli as module
+from memdefense import registry
 from memdefense.attack import Attack, Outcome
 from memdefense.corpus import Corpus, Documents
 from memdefense.defense import Defense
@@ -20,6 +21,11 @@ from memdefense.lm import TextTarget
 from memdefense.score import Scores
 
 TINY = "memdefense.testing:TinyBenchmark"
+BUILT_IN = [
+    name
+    for name, entry in registry.names("defenses").items()
+    if name != "none" and entry.dist and entry.dist.name == "memdefense"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +110,10 @@ def invoke(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, 
         (["run", "-b", "mailbox", "--data", "x.jsonl"], "leave out --benchmark"),
         (["run", "--data", "a, b.jsonl"], "'a, b.jsonl'"),
         (["run", "--epochs", "-1"], "-1"),
+        (["run", "--seed", "-1"], "-1 is not in the range"),
+        (["run", "-d", ""], "no defense was named"),
+        (["run", "--lora-rank", "4"], "add --peft lora"),
+        (["run", "--revision", "main"], "name it with --model"),
         (["run", "--batch-size", "big"], "write a whole number, or auto"),
         (["run", "--device", "tpu9", "-b", TINY], "device 'tpu9' cannot be used here"),
         (["run", "--model", "./nowhere", "-b", TINY], "there is no model folder './nowhere'"),
@@ -196,6 +206,23 @@ def test_list_and_show(invoke: Invoke) -> None:
     shown = invoke(["show", "rmft"]).out
     for text in ("2512.03310", "hooks: curate", "does not protect against", "keep", "first"):
         assert text in shown
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_show_tells_of_a_defense_what_it_is_and_is_not(invoke: Invoke, name: str) -> None:
+    kind = cast(type[Defense], registry.load("defenses", name))
+    shown = invoke(["show", name]).out
+    head, _, weakness = shown.partition("\ndoes not protect against: ")
+    lines = head.splitlines()
+    assert lines[0] == f"{name} (defense)  {kind.summary}"
+    assert kind.summary not in ("", Defense.summary)
+    assert any(line.startswith("source: ") and line.removeprefix("source: ").strip() for line in lines)
+    (hooks,) = (line.removeprefix("hooks: ").split(", ") for line in lines if line.startswith("hooks: "))
+    assert set(hooks) <= {"configure", "curate", "train", "edit", "guard"}
+    fields = [field.name.replace("_", "-") for field in dataclasses.fields(kind)]
+    table = [line.split()[0] for line in lines[-len(fields) - 1 :]] if fields else []
+    assert table[1:] == fields
+    assert len(weakness.partition("\n")[0].split()) > 3
 
 
 def test_whole_run_then_everything_that_reads_it(invoke: Invoke, tmp_path: Path) -> None:

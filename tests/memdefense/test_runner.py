@@ -399,6 +399,10 @@ def test_a_defense_never_meets_the_secrets(tmp_path: Path) -> None:
     ("options", "complaint"),
     [
         ({"seedz": 3}, "seeds"),
+        ({"seeds": 3}, r"range\(3\)"),
+        ({"seeds": (0, -1)}, "a seed is -1"),
+        ({"model": 3}, "model is 3; it takes text"),
+        ({"training": {"epochs": "3"}}, "epochs is '3'; it takes a number"),
         ({"seeds": ()}, "no seed"),
         ({"training": {"epoch": 3}}, "epochs"),
         ({"training": {"block_size": 4096}}, "block size"),
@@ -409,6 +413,20 @@ def test_a_defense_never_meets_the_secrets(tmp_path: Path) -> None:
 def test_bad_options_are_named_before_anything_runs(tmp_path: Path, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(memdefense.MemdefenseError, match=complaint):
         memdefense.run(tiny_benchmark(), "rmft", "prefix", store=str(tmp_path / "store"), **options)
+
+
+def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
+    for place in ("new", "kept"):
+        out = tmp_path / place
+        if place == "kept":
+            out.mkdir()
+            (out / "mine.txt").write_text("keep me")
+        with pytest.raises(memdefense.MemdefenseError, match="nothing-here"):
+            memdefense.run(
+                tiny_benchmark(), "rmft", "prefix", model="./nothing-here", store=str(tmp_path / "s"), output=str(out)
+            )
+        assert out.exists() is (place == "kept")
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["mine.txt"]
 
 
 def test_a_class_instead_of_an_instance_is_explained(tmp_path: Path) -> None:
