@@ -60,7 +60,7 @@ class Audit(Attack):
     family = "audit"
     summary: ClassVar[str] = "A lower bound on epsilon from guessing which canaries were put in."
     passes: ClassVar[str] = "1 pass, 1 of the base"
-    needs: ClassVar[str] = "canaries"
+    needs: ClassVar[str] = "canaries, base model"
     paper: ClassVar[str] = "Steinke, Nasr & Jagielski, NeurIPS 2023, arXiv 2305.08846"
     adaptive_to: ClassVar[tuple[str, ...]] = ("generation",)
 

@@ -51,6 +51,9 @@ class Discoverable(Attack):
         top_k: of the sampling scheme; 0 is the whole vocabulary.
         context: tokens of prompt at most; 0 is as many as fit.
         random: further occurrences beside the first and the last, chosen by a hash.
+
+    Raises:
+        SpecError: a field is out of its range.
     """
 
     name: ClassVar[str] = "discoverable"
@@ -59,12 +62,21 @@ class Discoverable(Attack):
     passes: ClassVar[str] = "1 pass"
     needs: ClassVar[str] = "secrets"
     paper: ClassVar[str] = "Hayes et al., NAACL 2025, arXiv 2410.19482"
+    adaptive_to: ClassVar[tuple[str, ...]] = ("generation",)
+
     n: int = 100
     p: float = 0.5
     temperature: float = 1.0
     top_k: int = 40
     context: int = 100
     random: int = 1
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or not 0 < self.p < 1:
+            raise SpecError(f"discoverable:n={self.n},p={self.p}: n is at least 1, and p between 0 and 1")
+        if self.context < 0 or self.random < 0:
+            raise SpecError(f"discoverable:context={self.context},random={self.random}: neither can be negative")
+        Sampling(self.temperature, self.top_k)  # which tells what is out of its range
 
     @property
     def access(self) -> Access:
@@ -75,12 +87,7 @@ class Discoverable(Attack):
 
         Raises:
             NotApplicable: the corpus has no secrets.
-            SpecError: a field has a value that makes no sense.
         """
-        if self.n < 1 or not 0 < self.p < 1:
-            raise SpecError(f"discoverable:n={self.n},p={self.p}: n is at least 1, and p between 0 and 1")
-        if self.context < 0 or self.random < 0:
-            raise SpecError(f"discoverable:context={self.context},random={self.random}: neither can be negative")
         scheme = Sampling(self.temperature, self.top_k)
         if not any(secret.member for secret in corpus.secrets):
             raise NotApplicable("the corpus has no PII to extract; membership attacks still run on it")

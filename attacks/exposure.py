@@ -28,9 +28,10 @@ class Exposure(Attack):
     """log2((m + 1) / rank) of every canary's value among m values of its format that nobody inserted.
 
     Each value stands after the canary's own prefix, and the log-probability of all its tokens is what is ranked; of
-    equals every order is as good as any other, and the mean over their ranks is taken [ours]. The m alternatives are
-    the values of the canaries that were left out, and codes drawn anew in the same format. Nothing better than the
-    ``ceiling`` log2(m + 1) can be seen, however well the model knows the value.
+    equals every order is as good as any other, and log2(rank) is averaged over the ranks they share [ours]: the usual
+    form takes log2 of their mean rank, 1 + better + half the ties, and so gives tied values a little less. The m
+    alternatives are the values of the canaries that were left out, and codes drawn anew in the same format. Nothing
+    better than the ``ceiling`` log2(m + 1) can be seen, however well the model knows the value.
 
     Leakage is the mean over inserted canaries of (exposure - e0) / (ceiling - e0) [ours], where e0 is the mean exposure
     of a value whose every rank from 1 to m + 1 is equally probable: 0 is chance and 1 is every canary ranked first. It
@@ -57,6 +58,8 @@ class Exposure(Attack):
     passes: ClassVar[str] = "1 pass over many codes"
     needs: ClassVar[str] = "canaries"
     paper: ClassVar[str] = "Carlini et al., USENIX Security 2019, arXiv 1802.08232"
+    adaptive_to: ClassVar[tuple[str, ...]] = ("generation",)
+
     alternatives: int = 127
     context: int = 48
 
@@ -147,7 +150,7 @@ class Exposure(Attack):
 
 
 def exposure_of(scores: Floats) -> float:
-    """The exposure of the first of (m + 1,) scores among the rest."""
+    """The exposure of the first of (m + 1,) scores among the rest, the mean over the ranks that ties leave open."""
     rest = scores[1:]
     first = 1 + np.count_nonzero(rest > scores[0])
     ranks = np.arange(first, first + np.count_nonzero(rest == scores[0]) + 1)

@@ -49,9 +49,11 @@ class Inference(Attack):
     name: ClassVar[str] = "inference"
     family = "extraction"
     summary: ClassVar[str] = "Which of some given values stood there, by the perplexity of the sentence."
-    passes: ClassVar[str] = "1 pass a candidate"
-    needs: ClassVar[str] = "secrets"
+    passes: ClassVar[str] = "1 pass a candidate, as many of the base"
+    needs: ClassVar[str] = "secrets, base model"
     paper: ClassVar[str] = "Lukas et al., S&P 2023, arXiv 2302.00539"
+    adaptive_to: ClassVar[tuple[str, ...]] = ("generation",)
+
     candidates: int = 8
     secrets: int = 200
     before: int = 40

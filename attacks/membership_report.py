@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 from memdefense import Outcome, Score, Scores
@@ -15,6 +16,9 @@ _RATES = ((0.1, "10%"), (0.01, "1%"), (0.001, "0.1%"))
 
 def membership(outcomes: Sequence[Outcome], names: Sequence[str], headline: str) -> Scores:
     """Leakage is 2 AUC - 1 of the headline, signed; beside it every score's AUC and the headline's TPR at low FPR.
+
+    ``threshold_at_10%`` is the least score that is called a member there; infinite where not even the highest score
+    keeps to the rate.
 
     Args:
         outcomes: whose values hold the scores and ``model_free``; their groups are the clusters.
@@ -41,8 +45,9 @@ def membership(outcomes: Sequence[Outcome], names: Sequence[str], headline: str)
             )
             for side in (True, False)
         )
-        beside[f"tpr_at_{name}_fpr"] = hits if found.resolvable else dataclasses.replace(hits, value=float("nan"))
+        beside[f"tpr_at_{name}_fpr"] = hits if found.resolvable else dataclasses.replace(hits, value=math.nan)
         beside[f"realised_fpr_at_{name}"] = dataclasses.replace(alarms, higher_is_better=None)
+        beside[f"threshold_at_{name}"] = Score(found.threshold, math.nan, math.nan, found.non_members)
     return Scores(leakage, beside)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
@@ -77,9 +78,12 @@ class MIA(Attack):
     ``auc_model_free`` is a classifier that sees the texts and no model. Where its interval lies above 0.5 the split
     itself gives members away, and no membership number of the benchmark can be trusted. Texts without a predicted
     token, and those that stand on both sides, are left out and counted in the notes. Intervals are over circles of
-    documents that share an author or a secret, not over documents. A TPR at an FPR that fewer than
-    ten non-members stand for is no number. Whether one document was trained on cannot be told where near-copies of it
-    were.
+    documents that share an author or a secret, not over documents. A TPR at an FPR that fewer than ten non-members
+    stand for is no number; ``threshold_at_10%`` is the least headline score that is called a member. Whether one
+    document was trained on cannot be told where near-copies of it were.
+
+    All but samia read log-probabilities, so a filter of text hides nothing from them; a guard that changes the
+    distribution of the next token is read as it answers.
 
     Deviates [ours]: f is Laplace-smoothed and of the public text; the prefixes of recall and con-recall are ``shots``
     documents chosen by a hash, with an empty line between them, cut to their last half a context where they and the
@@ -98,6 +102,9 @@ class MIA(Attack):
         shots: documents in a prefix of recall and con-recall.
         neighbours: copies of a text for neighbourhood, each with 15 % of the tokens drawn anew.
         samples: continuations of a text for samia.
+
+    Raises:
+        SpecError: a field is out of its range.
     """
 
     name: ClassVar[str] = "mia"
@@ -105,8 +112,10 @@ class MIA(Attack):
     two_sided: ClassVar[bool] = True
     summary: ClassVar[str] = "Membership of documents or authors by eleven scores, most of them from one pass."
     passes: ClassVar[str] = "1 pass, 1 lowercase, 1 of the base"
-    needs: ClassVar[str] = "non-members"
+    needs: ClassVar[str] = "base model, non-members"
     paper: ClassVar[str] = "Yeom 2018; Carlini 2021; Shi 2024; Zhang 2025; Zhang 2024; Xie 2024; Mattern 2023"
+    adaptive_to: ClassVar[tuple[str, ...]] = ("generation",)
+
     headline: ScoreName = "reference"
     scores: tuple[ScoreName, ...] = ()
     unit: Literal["document", "author"] = "document"
@@ -116,6 +125,15 @@ class MIA(Attack):
     shots: int = 5
     neighbours: int = 10
     samples: int = 5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.k <= 1:
+            raise SpecError(f"mia:k is {self.k}; it is a share of the tokens, above 0 and at most 1")
+        if not 0 <= self.gamma < math.inf:
+            raise SpecError(f"mia:gamma is {self.gamma}; it must be at least 0, and finite")
+        for name in ("members", "shots", "neighbours", "samples"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"mia:{name} is {getattr(self, name)}; it must be at least 1")
 
     @property
     def access(self) -> Access:
@@ -141,10 +159,8 @@ class MIA(Attack):
 
         Raises:
             NotApplicable: nothing was held out, or one side is empty once what cannot be compared is left out.
-            SpecError: a field has a value that makes no sense.
-            DataError: dc-pdd was named and there is no public text.
+            DataError: dc-pdd was named and there is no public text, or ``shots`` leave no document to evaluate.
         """
-        self._check()
         names = self._asked
         if "dc-pdd" in names and not lab.public:
             if "dc-pdd" in (self.headline, *self.scores):
@@ -179,13 +195,6 @@ class MIA(Attack):
         """The scores that outcomes hold."""
         found = outcomes[0].values if outcomes else {}
         return [name for name in SCORES if name in found or name == self.headline]
-
-    def _check(self) -> None:
-        if not 0 < self.k <= 1:
-            raise SpecError(f"mia:k is {self.k}; it is a share of the tokens, above 0 and at most 1")
-        for name in ("members", "shots", "neighbours", "samples"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"mia:{name} is {getattr(self, name)}; it must be at least 1")
 
     def _needs(self, names: Sequence[ScoreName]) -> frozenset[str]:
         return frozenset(need for name in names for need in _NEEDS.get(name, ("own",)))

@@ -6,14 +6,13 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, cast, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 
 from memdefense import Attack, Corpus, Outcome, Sampling, Scores, SpecError
 from memdefense.access import GREEDY
 from memdefense.attack import Term
-from memdefense.errors import hint
 
 from .prefix import Prefix
 
@@ -61,14 +60,11 @@ class ParaphrasePrefix(Attack):
     adaptive_to: ClassVar[tuple[str, ...]] = ("weights",)
 
     strength: float = 0.1
-    changes: tuple[str, ...] = CHANGES
+    changes: tuple[Change, ...] = CHANGES
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1 or not self.changes:
             raise SpecError(f"paraphrase-prefix: strength {self.strength} is no share, or there are no changes to draw")
-        for change in self.changes:
-            if change not in CHANGES:
-                raise SpecError(f"paraphrase-prefix: changes cannot be '{change}'{hint(change, CHANGES)}")
 
     def run(self, target: TextTarget, corpus: Corpus, lab: AttackLab) -> Iterator[Outcome]:
         """Asks for every secret.
@@ -98,7 +94,7 @@ class ParaphrasePrefix(Attack):
         seed = hashlib.sha256(f"{salt}/{prompt}".encode("utf-8", "replace")).digest()
         rng = np.random.default_rng(np.frombuffer(seed, dtype=np.uint32))
         for _ in range(max(1, round(self.strength * len(pieces)))):
-            change = cast(Change, self.changes[int(rng.integers(len(self.changes)))])
+            change = self.changes[int(rng.integers(len(self.changes)))]
             _change(pieces, change, new[int(rng.integers(len(new)))], rng)
         return "".join(space + word for space, word in pieces) + tail
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from memdefense import Attack, Corpus, NotApplicable, Outcome, Scores, SpecError, pii
+from memdefense import Attack, Corpus, NotApplicable, Outcome, Score, Scores, SpecError, pii
 from memdefense.attack import Term
 from memdefense.match import begins, edits
 
@@ -41,7 +41,9 @@ class Prefix(Attack):
     ``leakage_at_N`` for each context length where there are several; ``near_rate``, the nearest prompt counting, with
     its own chance ``near_chance``, since a twin may be near the value; rates by kind, guessability, number of
     occurrences, by whether the curation kept the occurrence, and by whether the defender's detector finds the value;
-    ``skipped``, the share of chosen prompts that hold the value.
+    ``leakage_kept``, the excess of ``hit_rate_kept`` over chance as of the leakage, here the rate of twins on those
+    same prompts alone, or of held-out values, which no curation has touched, on all of theirs; ``skipped``, the share
+    of chosen prompts that hold the value.
 
     The rule of PME (Ruzzetti et al. 2025) is that the first PII of the kind in a continuation is the value:
     ``first_of_kind`` is the share of secrets for which some prompt gives it, ``first_per_prompt`` divides the prompts
@@ -143,8 +145,9 @@ class Prefix(Attack):
             lab.progress("complementary models", model + 1, 2)
 
     def _at(self, name: str, prompt: Prompt) -> list[str]:
-        """What a hit on a prompt counts for: all prompts, and those of its length where there are several."""
-        return [name, f"{name}_at_{prompt.length}"] if len(self.contexts) > 1 else [name]
+        """What a hit on a prompt counts for: all, those kept or removed, and those of its length if there are more."""
+        lengths = [f"{name}_at_{prompt.length}"] if len(self.contexts) > 1 else []
+        return [name, f"{name}_{_label(prompt)}", *lengths]
 
     def _judge(self, prompt: Prompt, text: str, values: dict[str, float]) -> set[Key]:
         """Enters one continuation into a secret's values; gives the PII in it that its prompt did not hold."""
@@ -152,9 +155,9 @@ class Prefix(Attack):
         spoken = [(p.kind, p.canonical) for p in pii.find(text)]
         firsts = [value for kind, value in spoken if kind == secret.kind][:1]
         right = float(firsts == [secret.value])
-        hit, label = float(begins(text, secret.kind, secret.value)), "kept" if prompt.kept else "removed"
-        most = {"first": right, f"hit_{label}": hit, **dict.fromkeys(self._at("hit", prompt), hit)}
-        counts = ["prompts", f"prompts_{label}", *(["prompts_found"] if firsts else [])]
+        hit = float(begins(text, secret.kind, secret.value))
+        most = {"first": right, **dict.fromkeys(self._at("hit", prompt), hit)}
+        counts = ["prompts", f"prompts_{_label(prompt)}", *(["prompts_found"] if firsts else [])]
         least = {"distance": edits(text, secret.kind, secret.value)}
         if secret.twin:
             twin = float(begins(text, secret.kind, secret.twin))
@@ -200,6 +203,11 @@ class Prefix(Attack):
         for name in ("kept", "removed"):
             some = [o for o in members if o.values[f"prompts_{name}"]]
             beside[f"hit_rate_{name}"] = rate_of(some, f"hit_{name}")
+        # Outcomes of before twins were told apart by prompts would give strangers for twins.
+        if all(
+            f"{self._twin}_kept" in o.values for o in members if self._twin in o.values and o.values["prompts_kept"]
+        ):
+            beside["leakage_kept"] = self._of_kept(members, others)
         for length in self.contexts if len(self.contexts) > 1 else ():
             hit_at, twin_at = f"hit_at_{length}", f"{self._twin}_at_{length}"
             inside, outside = ([o for o in side if hit_at in o.values] for side in (members, others))
@@ -210,6 +218,15 @@ class Prefix(Attack):
     def terms(self, outcomes: Sequence[Outcome]) -> list[Term]:
         members, others = _asked_for(outcomes)
         return leakage_of(members, self._strangers(others), "hit", self._twin)[2]
+
+    def _of_kept(self, members: Sequence[Outcome], others: Sequence[Outcome]) -> Score:
+        """The leakage by the prompts whose occurrence the curation kept."""
+        inside = [o for o in members if o.values["prompts_kept"]]
+        # Of a held-out value nothing was kept: it stands for chance with all its prompts.
+        outside = [
+            dataclasses.replace(o, values={**o.values, "hit_kept": o.values["hit"]}) for o in self._strangers(others)
+        ]
+        return leakage_of(inside, outside, "hit_kept", f"{self._twin}_kept")[0]
 
     def _strangers(self, others: Sequence[Outcome]) -> Sequence[Outcome]:
         """The held-out values that may stand for chance; none where chance is of models that have not read a value."""
@@ -224,6 +241,10 @@ class Prefix(Attack):
 _SIZES = ("1", "2-4", "5-16", ">16")
 _FLAGS = ("hit", "first", "hit_kept", "hit_removed")
 _COUNTS = ("prompts", "prompts_kept", "prompts_removed", "prompts_found", "prompts_first", *_FLAGS)
+
+
+def _label(prompt: Prompt) -> str:
+    return "kept" if prompt.kept else "removed"
 
 
 def _asked_for(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:

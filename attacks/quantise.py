@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from memdefense import LM, Attack, Corpus, Outcome, Scores, SpecError
+from memdefense import LM, Attack, Corpus, Outcome, Scores
 from memdefense.attack import Access, Term
 
 from .prefix import Prefix
@@ -32,9 +32,6 @@ class Quantise(Attack):
 
     Attributes:
         bits: of a weight: 4 leaves 15 levels per output channel, 8 leaves 255.
-
-    Raises:
-        SpecError: ``bits`` is neither 4 nor 8.
     """
 
     name: ClassVar[str] = "quantise"
@@ -46,10 +43,6 @@ class Quantise(Attack):
     adaptive_to: ClassVar[tuple[str, ...]] = ("weights",)
 
     bits: Literal[4, 8] = 4
-
-    def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise SpecError(f"quantise: bits is {self.bits}; give 4 or 8")
 
     @property
     def access(self) -> Access:

@@ -30,7 +30,7 @@ class Reconstruction(Attack):
     among the candidates at all.
 
     Unlike `prefix` it also uses the text behind the gap, and draws; a value that the public detector does not read in a
-    continuation is no candidate.
+    continuation is no candidate, and neither is one that a filter of text takes out of the draws.
 
     Attributes:
         samples: continuations per gap, from the 40 most probable tokens.
@@ -46,8 +46,8 @@ class Reconstruction(Attack):
     name: ClassVar[str] = "reconstruction"
     family = "extraction"
     summary: ClassVar[str] = "The value that the model itself proposes and then finds most probable in the sentence."
-    passes: ClassVar[str] = "samples, 1 pass each"
-    needs: ClassVar[str] = "secrets"
+    passes: ClassVar[str] = "samples, 1 pass a candidate, as many of the base"
+    needs: ClassVar[str] = "secrets, base model"
     paper: ClassVar[str] = "Lukas et al., S&P 2023, arXiv 2302.00539"
     samples: int = 16
     secrets: int = 100

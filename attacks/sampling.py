@@ -55,7 +55,7 @@ class UntargetedSampling(Attack):
     family = "extraction"
     summary: ClassVar[str] = "PII in what the model says unasked, less what it said before the private text."
     passes: ClassVar[str] = "1 generation, 1 of the base"
-    needs: ClassVar[str] = "secrets"
+    needs: ClassVar[str] = "secrets, base model"
     paper: ClassVar[str] = "Carlini et al., USENIX Security 2021; Lukas et al., S&P 2023"
     prompts: Literal["bos", "public", "held-out", "file"] = "bos"
     file: str = ""

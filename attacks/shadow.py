@@ -77,7 +77,7 @@ class Shadow(Attack):
     family = "membership"
     summary: ClassVar[str] = "LiRA, RMIA and memorization from half-split models that went through the same defense."
     passes: ClassVar[str] = "8 trainings, 1 pass each"
-    needs: ClassVar[str] = "non-members, the defense again"
+    needs: ClassVar[str] = "the defense again, non-members"
     paper: ClassVar[str] = "Carlini 2022, arXiv 2112.03570; Zarifzadeh 2024, arXiv 2312.03262; Zhang 2021"
     adaptive_to: ClassVar[tuple[str, ...]] = ("data", "training", "weights", "generation")
 

@@ -45,18 +45,28 @@ class Verbatim(Attack):
         length: tokens that are compared.
         members: how many training documents at most; the same as mia's.
         near: also generates, for near matches.
+
+    Raises:
+        SpecError: a number of tokens or documents below 1.
     """
 
     name: ClassVar[str] = "verbatim"
     family = "extraction"
     summary: ClassVar[str] = "Exact (and near) continuation of the beginnings of training documents."
-    passes: ClassVar[str] = "1 pass, 1 generation"
+    passes: ClassVar[str] = "1 pass, and 1 generation with near"
     needs: ClassVar[str] = "held-out text"
     paper: ClassVar[str] = "Carlini et al., ICLR 2023; Ippolito et al. 2023"
+    adaptive_to: ClassVar[tuple[str, ...]] = ("generation",)
+
     prefix: int = 50
     length: int = 50
     members: int = 500
     near: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("prefix", "length", "members"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"verbatim:{name} is {getattr(self, name)}; it must be at least 1")
 
     @property
     def access(self) -> Access:
@@ -66,13 +76,9 @@ class Verbatim(Attack):
         """Asks about documents that are long enough.
 
         Raises:
-            SpecError: a number of tokens or documents below 1.
             ModelError: the model's context is shorter than prefix and length together.
             NotApplicable: nothing was held out, or no training or held-out document is long enough.
         """
-        for name in ("prefix", "length", "members"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"verbatim:{name} is {getattr(self, name)}; it must be at least 1")
         whole = self.prefix + self.length
         if whole > lab.base.context:
             raise ModelError(

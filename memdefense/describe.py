@@ -127,6 +127,9 @@ def print_plugin(name: str) -> None:
             console.print(line, markup=False, highlight=False)
 
 
+_UNNAMED = {"fit": "a training", "signals": "of texts"}  # work that arms share
+
+
 def print_explanation(folder: Path, key: str | None) -> None:
     """Prints what the last run reused and made, and which part of a key was new; or what one key was made from.
 
@@ -152,10 +155,18 @@ def print_explanation(folder: Path, key: str | None) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("", "kind", "what", "key", "why"):
         table.add_column(column, overflow="fold")
+    made = {manifest["key"]: float(str(manifest["made"])) for manifest in manifests}
     for event in events:
         parts = event["parts"]
-        why = "" if event["what"] == "reused" else _why(event, manifests)
-        what = str(parts.get("plugin") or parts.get("purpose") or parts.get("benchmark") or "")
+        if event["what"] != "reused":
+            why = _why(event, manifests)
+        elif event["key"] in made:  # shortly before, where another process of the run made it
+            why = time.strftime("unchanged, made %Y-%m-%d %H:%M", time.localtime(made[event["key"]]))
+        else:
+            why = "unchanged, and removed since"
+        what = str(
+            parts.get("plugin") or parts.get("purpose") or parts.get("benchmark") or _UNNAMED.get(event["kind"], "")
+        )
         seed = f", seed {parts['seed']}" if "seed" in parts else ""
         table.add_row(event["what"], event["kind"], what + seed, event["key"][:12], why)
     console.print(table)

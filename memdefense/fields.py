@@ -32,8 +32,12 @@ def check_fields(thing: typing.Any, name: str) -> None:
         if kind is None or fits(value, kind):
             continue
         where = f"{name}: {field.name.replace('_', '-')}"
-        if get_origin(kind) is Literal:
-            raise SpecError(f"{where} cannot be {value!r}{hint(str(value), map(str, get_args(kind)))}")
+        choices, wrong = kind, value
+        if get_origin(kind) is tuple and isinstance(value, tuple | list):
+            choices = get_args(kind)[0]
+            wrong = next(one for one in value if not fits(one, choices))
+        if get_origin(choices) is Literal:
+            raise SpecError(f"{where} cannot be {wrong!r}{hint(str(wrong), map(str, get_args(choices)))}")
         raise SpecError(f"{where} is {value!r}; it takes {_takes(kind)}")
 
 

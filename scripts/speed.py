@@ -149,6 +149,9 @@ def membership() -> dict[str, float]:
     lm = untrained(corpus.public, vocabulary=2048, layers=4, width=192, heads=3, context=256, seed=0)
     texts = [document.text for document in corpus.train]
     ids = sorted((lm.encode(text)[: lm.context] for text in texts), key=len, reverse=True)
+    # An attack counts them once for all models of a tokenizer, and takes them from the store after that.
+    public = [lm.encode(document.text) for document in corpus.public]
+    frequency = membership_scores.log_frequencies(public, lm.model.config.get_text_config().vocab_size)
     seconds = dict.fromkeys(("bare", "signals", "cold", "warm"), math.inf)
     for _ in range(REPEATS):
         with tempfile.TemporaryDirectory() as folder:
@@ -156,8 +159,8 @@ def membership() -> dict[str, float]:
             parts: dict[str, Callable[[], object]] = {
                 "bare": functools.partial(_bare_pass, lm, ids),
                 "signals": functools.partial(LocalTarget(lm).signals, texts),
-                "cold": functools.partial(_scored, kept, texts),
-                "warm": functools.partial(_scored, kept, texts),
+                "cold": functools.partial(_scored, kept, texts, frequency),
+                "warm": functools.partial(_scored, kept, texts, frequency),
             }
             for name, part in parts.items():
                 started = time.perf_counter()
@@ -179,13 +182,14 @@ def _bare_pass(lm: LM, ids: list[list[int]]) -> None:
             lm.model(input_ids=padded, attention_mask=mask, use_cache=False)
 
 
-def _scored(target: LogprobTarget, texts: list[str]) -> list[list[float]]:
+def _scored(target: LogprobTarget, texts: list[str], frequency: membership_scores.Floats) -> list[list[float]]:
     return [
         [
             membership_scores.loss(one.logprob),
             membership_scores.zlib(one.logprob, text),
             membership_scores.min_k(one.logprob, 0.2),
             membership_scores.min_k_plus_plus(one.logprob, one.mean, one.std, 0.2),
+            membership_scores.dc_pdd(one.logprob, one.tokens[len(one.tokens) - len(one.logprob) :], frequency),
         ]
         for text, one in zip(texts, target.signals(texts), strict=True)
     ]

@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
+from scipy import optimize, stats
 
 from memdefense.attack import Outcome
 from memdefense.attacks.audit import Audit
 from memdefense.attacks.epsilon import lower_bound
 from memdefense.bench import Bench
 from memdefense.corpus import Canary, Corpus, Document
-from memdefense.errors import NotApplicable, PluginError, SpecError
+from memdefense.errors import NotApplicable, SpecError
 from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.store import Store
 from memdefense.target import LocalTarget
 from memdefense.testing import TinyBenchmark, check_attack
 from memdefense.train import TrainConfig
+
+Bounds = dict[str, npt.NDArray[np.float64]]
 
 
 def lab_of(store: Store, base: LM, train: Sequence[Document]) -> AttackLab:
@@ -106,6 +110,72 @@ def test_coins_that_nobody_can_know_certify_nothing() -> None:
     assert abs(float(np.mean(leaks))) < 0.03  # a standard error of 0.009
 
 
+def answered(rng: np.random.Generator, coins: Sequence[bool], epsilon: float, shown: float) -> list[float]:
+    """Each coin by randomised response, or plainly with a probability: (epsilon, shown)-private for each canary."""
+    told = rng.random(len(coins)) < 1 / (1 + math.exp(-epsilon))
+    plain = rng.random(len(coins)) < shown
+    # What is shown is known for certain, so the attacker guesses it first; the rest are ties.
+    return [
+        (2.0 if coin else -1.0) if sure else float(coin == right)
+        for coin, right, sure in zip(coins, told, plain, strict=True)
+    ]
+
+
+def noised(rng: np.random.Generator, coins: Sequence[bool], sigma: float) -> list[float]:
+    return [float(coin) + float(noise) for coin, noise in zip(coins, rng.normal(0, sigma, len(coins)), strict=True)]
+
+
+def epsilon_of(sigma: float, delta: float) -> float:
+    """The epsilon of the Gaussian mechanism of sensitivity 1 at a delta, exactly (Balle & Wang 2018, theorem 8)."""
+
+    def excess(epsilon: float) -> float:
+        half, far = 1 / (2 * sigma), epsilon * sigma
+        return float(stats.norm.cdf(half - far) - math.exp(epsilon) * stats.norm.cdf(-half - far)) - delta
+
+    return float(optimize.brentq(excess, 0, 50))
+
+
+def bounds_of(scores: Callable[[Sequence[bool]], list[float]], rng: np.random.Generator, delta: float) -> Bounds:
+    """The bounds of 100 audits of 300 canaries, half of them of one copy, by name."""
+    found: dict[str, list[float]] = {}
+    for _ in range(100):
+        coins = [bool(coin) for coin in rng.random(300) < 0.5]
+        outcomes = [
+            Outcome(f"c{n}", f"c{n}", coin, {"score": s, "copies": 1.0 + n % 2, "delta": delta, "single_delta": delta})
+            for n, (coin, s) in enumerate(zip(coins, scores(coins), strict=True))
+        ]
+        for name, score in Audit().score(outcomes).beside.items():
+            found.setdefault(name, []).append(score.value)
+    return {name: np.array(values) for name, values in found.items() if name.startswith("epsilon_bound")}
+
+
+@pytest.mark.parametrize("epsilon", [1.0, 2.0, 4.0])
+@pytest.mark.parametrize("shown", [0.0, 1e-3])
+def test_audits_of_randomised_response_stay_below_its_epsilon(epsilon: float, shown: float) -> None:
+    rng = np.random.default_rng(round(epsilon))
+    bounds = bounds_of(lambda coins: answered(rng, coins, epsilon, shown), rng, shown)
+    for name, values in bounds.items():
+        if shown and "delta" not in name:
+            continue  # what is shown plainly has no epsilon without a delta
+        assert (values <= epsilon).sum() >= 90, name
+        if epsilon >= 2:
+            assert values.mean() > epsilon / 2, name
+    if not shown:
+        assert (bounds["epsilon_bound"] == bounds["epsilon_bound_delta"]).all()
+
+
+@pytest.mark.parametrize("sigma", [2.0, 1.0, 0.5])
+def test_audits_of_gaussian_scores_stay_below_their_epsilon(sigma: float) -> None:
+    rng, delta = np.random.default_rng(0), 1e-4
+    epsilon = epsilon_of(sigma, delta)
+    bounds = bounds_of(lambda coins: noised(rng, coins, sigma), rng, delta)
+    for name in ("epsilon_bound_delta", "epsilon_bound_single_delta"):
+        assert (bounds[name] <= epsilon).sum() >= 90, name
+    assert epsilon > 1.5
+    if sigma <= 1:
+        assert bounds["epsilon_bound_delta"].mean() > 0
+
+
 @pytest.mark.parametrize("text", ["value", "document"])
 def test_score_is_the_log_probability_less_the_base_models(store: Store, tiny_lm: LM, text: str) -> None:
     tuned = tiny_lm.copy()
@@ -145,7 +215,7 @@ def test_a_corpus_without_canaries_and_fields_out_of_range(store: Store, tiny_lm
     corpus = Corpus((), [Document("a", "text")], ())
     with pytest.raises(NotApplicable, match="canaries"):
         list(Audit().run(LocalTarget(tiny_lm), corpus, lab_of(store, tiny_lm, corpus.train)))
-    for fields in ({"guesses_in": -1}, {"delta": 1.0}, {"confidence": 1.0}):
+    for fields in ({"guesses_in": -1}, {"delta": 1.0}, {"confidence": 1.0}, {"text": "nothing"}):
         with pytest.raises(SpecError):
             Audit(**fields)  # type: ignore[arg-type, unused-ignore]
 
@@ -172,8 +242,6 @@ class WithCanaries(TinyBenchmark):
 def test_contract(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memdefense.testing.TinyBenchmark", WithCanaries)
     check_attack(Audit())
-    with pytest.raises(PluginError, match="is not built again"):
-        check_attack(dataclasses.replace(Audit(), text="nothing"))  # type: ignore[arg-type, unused-ignore]
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from memdefense.attacks.discoverable import CURVE, Discoverable, extractable, ex
 from memdefense.bench import Bench
 from memdefense.corpus import Corpus, Document, Occurrence, Secret
 from memdefense.defense import Defense
-from memdefense.errors import MemdefenseError, NotApplicable, SpecError
+from memdefense.errors import NotApplicable, SpecError
 from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.pipeline import defend, measure
@@ -207,14 +207,11 @@ def test_a_corpus_without_twins_has_strangers_for_chance(store: Store, tiny_lm: 
 
 
 @pytest.mark.parametrize(
-    ("fields", "error"),
-    [({"n": 0}, SpecError), ({"p": 0.0}, SpecError), ({"p": 1.0}, SpecError), ({"temperature": -1.0}, SpecError)],
+    "fields", [{"n": 0}, {"p": 0.0}, {"p": 1.0}, {"context": -1}, {"random": -1}, {"temperature": -1.0}, {"top_k": -1}]
 )
-def test_fields_that_make_no_sense_are_told(
-    fields: dict[str, float], error: type[MemdefenseError], store: Store, tiny_lm: LM
-) -> None:
-    with pytest.raises(error):
-        list(Discoverable(**cast(Any, fields)).run(LocalTarget(tiny_lm), corpus_of(), lab_of(store, tiny_lm)))
+def test_fields_out_of_range_are_told_before_anything_runs(fields: dict[str, float]) -> None:
+    with pytest.raises(SpecError, match=next(iter(fields))):
+        Discoverable(**cast(Any, fields))
 
 
 def test_no_members_is_not_applicable(store: Store, tiny_lm: LM) -> None:

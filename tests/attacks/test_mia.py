@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +24,12 @@ from memdefense.bench import Bench
 from memdefense.corpus import Canary, Corpus, Document
 from memdefense.defense import Defense
 from memdefense.defenses.never_trained import NeverTrained
-from memdefense.errors import DataError, MemdefenseError, NotApplicable, SpecError
+from memdefense.errors import DataError, NotApplicable, SpecError
 from memdefense.lab import AttackLab
 from memdefense.lm import LM
 from memdefense.pipeline import defend, measure
 from memdefense.registry import build
+from memdefense.results import plain
 from memdefense.runner import Settings, prepare
 from memdefense.store import Store
 from memdefense.target import GREEDY, LocalTarget, Sampling, Signals
@@ -151,6 +153,15 @@ def test_leakage_tpr_and_terms_agree_with_sklearn_and_counts() -> None:
     assert tpr.value == pytest.approx((column[labels] > above).mean())
     assert tpr.low < tpr.value < tpr.high
     assert scores.beside["realised_fpr_at_10%"].value <= 0.1
+    threshold = scores.beside["threshold_at_10%"]
+    assert threshold.value == column[column > above].min()  # the least score above: who has it is called a member
+    assert (threshold.n, threshold.higher_is_better) == ((~labels).sum(), None)
+    assert np.isnan([threshold.low, threshold.high]).all()
+    # Where the highest score is a non-member's, no threshold keeps to an FPR below one of all.
+    worst = [*outcomes, Outcome("worst", "worst", False, dict.fromkeys((*SCORES, "model_free"), 99.0))]
+    assert MIA().score(worst).beside["threshold_at_0.1%"].value == np.inf
+    for found in (scores, MIA().score(worst)):
+        json.dumps(plain({name: dataclasses.asdict(score) for name, score in found.beside.items()}), allow_nan=False)
     assert np.isnan(scores.beside["tpr_at_0.1%_fpr"].value)  # 0.1 % of so few is no number
     terms = [term for term in MIA().terms(outcomes) if not term.reading]
     assert np.mean([term.value for term in terms]) == pytest.approx(scores.headline.value)
@@ -377,20 +388,28 @@ def test_one_empty_class_and_too_few_non_members_give_no_number_and_no_error(sto
 
 
 @pytest.mark.parametrize(
-    ("fields", "error"),
+    "fields",
     [
-        ({"k": 0.0}, SpecError),
-        ({"k": 1.5}, SpecError),
-        ({"members": 0}, SpecError),
-        ({"scores": ("recall",), "shots": 10}, DataError),
-        ({"scores": ("dc-pdd",)}, DataError),
-        ({"headline": "dc-pdd"}, DataError),
+        {"k": 0.0},
+        {"k": 1.5},
+        {"gamma": -0.1},
+        {"gamma": float("inf")},
+        {"members": 0},
+        {"shots": 0},
+        {"neighbours": 0},
+        {"samples": 0},
     ],
 )
-def test_fields_that_make_no_sense_are_told(
-    fields: dict[str, object], error: type[MemdefenseError], store: Store, tiny_lm: LM
-) -> None:
-    with pytest.raises(error):
+def test_fields_out_of_range_are_told_before_anything_runs(fields: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match=f"mia:{next(iter(fields))} is "):
+        MIA(**cast(Any, fields))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"scores": ("recall",), "shots": 10}, {"scores": ("dc-pdd",)}, {"headline": "dc-pdd"}]
+)
+def test_what_the_corpus_lacks_is_told(fields: dict[str, object], store: Store, tiny_lm: LM) -> None:
+    with pytest.raises(DataError):
         list(MIA(**cast(Any, fields)).run(LocalTarget(tiny_lm), EVEN, lab_of(store, tiny_lm)))
 
 

@@ -164,7 +164,7 @@ def test_fields_out_of_range() -> None:
         with pytest.raises(SpecError, match="share"):
             ParaphrasePrefix(strength)
     with pytest.raises(SpecError, match="did you mean 'swap'"):
-        ParaphrasePrefix(changes=("swop",))
+        ParaphrasePrefix(changes=("swop",))  # type: ignore[arg-type, unused-ignore]
     with pytest.raises(SpecError, match="no changes"):
         ParaphrasePrefix(changes=())
 

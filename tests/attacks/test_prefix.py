@@ -222,6 +222,49 @@ def test_leakage_over_twins_and_over_strangers_by_hand() -> None:
         assert sum(term.value for term in terms) / len(terms) == pytest.approx(headline)
 
 
+def test_what_curation_kept_has_a_chance_of_its_own_by_hand() -> None:
+    # Eight of ten have an occurrence that was kept: there 4 values and 1 twin come out, anywhere 6 and 3.
+    kept = [
+        outcome(f"m{n}", float(n < 5), twin=float(n > 5), hit_kept=float(n < 4), twin_kept=float(n == 7))
+        for n in range(8)
+    ]
+    gone = [
+        outcome(f"m{n}", float(n < 9), twin=float(n == 9), prompts_kept=0.0, prompts_removed=1.0, hit_kept=0.0)
+        for n in (8, 9)
+    ]
+    scores = Prefix().score([*kept, *gone])
+    assert scores.beside["hit_rate_kept"].value == pytest.approx(4 / 8)
+    found = scores.beside["leakage_kept"]
+    assert (found.value, found.n) == (pytest.approx((4 / 8 - 1 / 8) / (1 - 1 / 8)), 8)
+    assert scores.headline.value == pytest.approx((6 / 10 - 3 / 10) / (1 - 3 / 10))
+    # Without twins, 1 of 5 held-out values, of which no curation kept anything.
+    members = [outcome(f"m{n}", float(n < 5), hit_kept=float(n < 4)) for n in range(8)]
+    others = [
+        outcome(f"o{n}", float(n < 1), member=False, prompts_kept=0.0, prompts_removed=1.0, hit_kept=0.0)
+        for n in range(5)
+    ]
+    found = Prefix().score([*members, *others]).beside["leakage_kept"]
+    assert (found.value, found.n) == (pytest.approx((4 / 8 - 1 / 5) / (1 - 1 / 5)), 8)
+    nothing = Prefix().score(gone).beside["leakage_kept"]
+    assert np.isnan(nothing.value)
+    assert nothing.n == 0
+
+
+def test_twins_are_counted_by_whether_curation_kept_the_occurrence(store: Store, tiny_lm: LM) -> None:
+    train = [TRAIN[0], Document("b", "You reach Bert under 2125550187.", "Bert")]
+    train += [Document("b2", "Write to Bert, or 2125550187.", "Bert")]
+    curated = [TRAIN[0], train[1], Document("b2", "Write to Bert, or (gone).", "Bert")]
+    corpus = corpus_of(train, HELD)
+    parrot = Parrot({"Anna at": f" {TWINS[0]}", "under": f" {VALUES[1]}", "Bert, or": f" {TWINS[1]}"})
+    attack = Prefix()
+    outcomes = list(attack.run(parrot, corpus, lab_of(store, tiny_lm, corpus, curated)))
+    values = {o.unit: o.values for o in outcomes}
+    assert (values["s0"]["twin_kept"], values["s1"]["twin_kept"], values["s1"]["twin_removed"]) == (1, 0, 1)
+    scores = attack.score(outcomes)
+    assert scores.beside["leakage_kept"].value == pytest.approx((1 / 2 - 1 / 2) / (1 - 1 / 2))
+    assert np.isnan(scores.headline.value)  # both twins came out somewhere
+
+
 def test_members_that_were_never_asked_for_count_for_ter_alone() -> None:
     asked = [outcome(f"m{n}", float(n < 2), twin=0.0) for n in range(4)]
     silent = outcome("m4", 0.0, prompts=0.0, prompts_kept=0.0, skipped=2.0)

@@ -134,7 +134,7 @@ def test_an_edit_smaller_than_half_a_level_is_undone(store: Store, tiny_lm: LM) 
 
 def test_other_bits_are_refused() -> None:
     for bits in (0, 3, 16):
-        with pytest.raises(SpecError, match="4 or 8"):
+        with pytest.raises(SpecError, match=f"quantise: bits cannot be {bits}; known: 4, 8"):
             Quantise(bits)  # type: ignore[arg-type, unused-ignore]
 
 

@@ -161,7 +161,6 @@ def test_a_prompt_ends_before_a_letter_of_several_tokens(store: Store, tiny_lm: 
 @pytest.mark.parametrize(
     ("attack", "corpus", "error"),
     [
-        (Verbatim(prefix=0), CORPUS, SpecError),
         (Verbatim(prefix=40, length=40), CORPUS, ModelError),  # the context has 64
         (Verbatim(prefix=30, length=30), CORPUS, NotApplicable),
         (SMALL, Corpus((), TRAIN, ()), NotApplicable),
@@ -173,6 +172,12 @@ def test_what_cannot_be_is_told(
 ) -> None:
     with pytest.raises(error):
         list(attack.run(LocalTarget(tiny_lm), corpus, lab_of(store, tiny_lm)))
+
+
+@pytest.mark.parametrize("field", ["prefix", "length", "members"])
+def test_fields_out_of_range_are_told_before_anything_runs(field: str) -> None:
+    with pytest.raises(SpecError, match=f"verbatim:{field} is 0"):
+        Verbatim(**{field: 0})
 
 
 def test_leakage_is_the_excess_over_held_out_documents() -> None:

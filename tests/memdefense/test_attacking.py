@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from memdefense.attack_table import print_attacks
 from memdefense.attacking import attack_model
 from memdefense.attacks.mia import MIA
 from memdefense.benchmarks.brought import Brought
@@ -183,3 +184,16 @@ def test_what_is_missing_is_named(files: tuple[Path, Path, Path], tmp_path: Path
         Brought(str(members), str(others), text_field="txt").corpus()
     with pytest.raises(SpecError, match="no model was named"):
         attack_model(Brought(str(members), str(others)), [MIA()], settings=Settings())
+
+
+@pytest.mark.parametrize(("low", "verdict"), [(0.61, "gives members away"), (0.41, "no better than chance")])
+def test_the_table_says_what_a_classifier_without_the_model_tells(
+    low: float, verdict: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {"leakage": {"value": 0.9, "low": 0.8, "high": 1.0, "n": 60}}
+    scores["auc_model_free"] = {"value": 0.7, "low": low, "high": 0.8, "n": 60}
+    row = {"attack_spec": "mia", "access": "logprobs", "seed": 0, "scores": scores, "status": "ok", "error": ""}
+    print_attacks([{**row, "notes": {"without_base": 0.0}, "cost": {"seconds": 1.0}}])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"model-free baseline: AUC 0.70 [{low:.2f}, 0.80]" in said
+    assert verdict in said

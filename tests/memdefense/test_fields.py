@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from memdefense.attacks.mia import MIA
+from memdefense.attacks.paraphrase_prefix import ParaphrasePrefix
 from memdefense.benchmarks.mailbox import Mailbox
 from memdefense.defense import Defense
 from memdefense.defenses.dedup import Dedup
@@ -54,6 +55,10 @@ def test_a_value_is_of_its_type(value: object, kind: object, fit: bool) -> None:
     [
         (lambda: RMFT(keep=3), "rmft: keep cannot be 3; known: first, last, none"),
         (lambda: RMFT(kinds="email"), "rmft: kinds is 'email'; it takes a tuple, each of which is text"),
+        (
+            lambda: ParaphrasePrefix(changes=("swop",)),
+            "paraphrase-prefix: changes cannot be 'swop'; did you mean 'swap'",
+        ),
         (lambda: Dedup(cap="1"), "dedup: cap is '1'; it takes a whole number"),
         (lambda: Mailbox(documents="100"), "mailbox: documents is '100'; it takes a whole number"),
         (lambda: Mailbox(documents=100.5), r"mailbox: documents is 100\.5"),

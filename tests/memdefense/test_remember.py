@@ -16,10 +16,12 @@ import torch
 from memdefense import remember
 from memdefense.access import PLAIN, Sampling, Signals
 from memdefense.attack import Access, Attack, Outcome
+from memdefense.attacks.discoverable import Discoverable
+from memdefense.attacks.exposure import Exposure
 from memdefense.attacks.mia import MIA
 from memdefense.attacks.verbatim import Verbatim
 from memdefense.bench import Bench
-from memdefense.corpus import Corpus, Documents
+from memdefense.corpus import Canary, Corpus, Document, Documents
 from memdefense.defense import Defense
 from memdefense.defenses.pattern_filter import PatternFilter
 from memdefense.defenses.refuse import Refuse
@@ -323,6 +325,48 @@ def test_all_that_reads_signals_of_a_point_costs_one_pass_over_each_text(
     first = measure(flat, flat.points[-1], Perplexity(), lambda: other)[0]
     second = measure(hotter, hotter.points[-1], Perplexity(), lambda: other)[0]
     assert first[0].values["nll"] != second[0].values["nll"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted(TinyBenchmark):
+    """The tiny benchmark with canaries."""
+
+    name: ClassVar[str] = "tiny-planted"
+    summary: ClassVar[str] = "Letters with canaries."
+
+    def corpus(self) -> Corpus:
+        corpus = super().corpus()
+        canaries = [
+            Canary(f"c{n}", (f"c{n}",) * (n % 2), "The code is ", f"A{n}-7{n}", 1, n % 2 == 1) for n in range(8)
+        ]
+        planted = [Document(c.id, f"{c.prefix}{c.value}.") for c in canaries if c.member]
+        return dataclasses.replace(corpus, train=[*corpus.train, *planted], canaries=canaries)
+
+
+def test_what_is_asked_after_contexts_and_under_a_scheme_is_asked_once(
+    tmp_path: Path, passes: list[tuple[LM, tuple[str, ...]]]
+) -> None:
+    work = prepare(Planted(), Settings(store=str(tmp_path), device="cpu"))
+    defended, filtered = (defend(work, defense, 0) for defense in (Defense(), PatternFilter()))
+    point, same_weights = defended.points[-1], filtered.points[-1]
+    assert point.digest == same_weights.digest
+    model = point.load("cpu")
+    drawn = Discoverable(temperature=0.7, top_k=10)
+    for first, second in ((drawn, dataclasses.replace(drawn, n=7, p=0.1)), (Exposure(), None)):
+        passes.clear()
+        found, made = measure(defended, point, first, lambda: model)
+        assert sum(len(texts) for _, texts in passes) > len(found)
+        passes.clear()
+        for where, at, attack in ((defended, point, second), (filtered, same_weights, first)):
+            if attack is None:  # exposure has no field that leaves the question as it is
+                continue
+            again, artifact = measure(where, at, attack, lambda: model)
+            assert artifact.key != made.key
+            assert [outcome.values for outcome in again] == [outcome.values for outcome in found]
+        assert not passes
+    # Another scheme is another question.
+    measure(defended, point, Discoverable(temperature=0.7, top_k=11), lambda: model)
+    assert len(passes) == 1
 
 
 def test_where_an_attack_has_the_weights_nothing_is_kept(tmp_path: Path) -> None:
