@@ -19,7 +19,7 @@ types: $(VENV)/.installed-test
 	$(BIN)/mypy
 
 unit: $(VENV)/.installed-test
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --maxprocesses 4
 
 # mypy cannot follow an editable install's hook, so the plugins and their tests are typed against a plain one too.
 types-installed: $(VENV)/.installed-test

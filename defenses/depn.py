@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from memdefense.corpus import Documents
 from memdefense.defense import Defense, Point
-from memdefense.errors import ModelError, SpecError, hint
+from memdefense.errors import ModelError, SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from memdefense.lm import LM
     from memdefense.mentions import Mention
 
-_CONTROLS = ("none", "random")
 Neuron = tuple[int, int]
 """The number of its block, and its place in it."""
 
@@ -81,8 +80,6 @@ class DEPN(Defense):
                 raise SpecError(f"depn: {field} is {getattr(self, field)}; it must be at least 1")
         if not 0 < self.share <= 1:
             raise SpecError(f"depn: share is {self.share}; give a number above 0 and at most 1")
-        if self.control not in _CONTROLS:
-            raise SpecError(f"depn: control cannot be '{self.control}'{hint(self.control, _CONTROLS)}")
 
     def edit(self, model: LM, documents: Documents, lab: Lab) -> Iterator[Point]:
         from memdefense.architecture import blocks_of, inner_width

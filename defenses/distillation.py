@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
-from memdefense.corpus import Document, Documents
+from memdefense.corpus import Document, Documents, Redrawn
 from memdefense.defense import Defense, Point
-from memdefense.errors import DataError, SpecError, hint
+from memdefense.errors import DataError, NotApplicable, SpecError
 from memdefense.lm import Sampling
 from memdefense.packing import rows
 from memdefense.train import Batch, precision
@@ -22,8 +22,6 @@ from memdefense.train import Batch, precision
 if TYPE_CHECKING:
     from memdefense.lab import Lab
     from memdefense.lm import LM
-
-_METHODS = ("word", "sequence", "reverse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +68,7 @@ class Distillation(Defense):
 
     Raises:
         SpecError: a field is out of range; a student is never larger than its teacher.
+        NotApplicable: the documents change from epoch to epoch, and the method is ``sequence``.
     """
 
     name: ClassVar[str] = "distillation"
@@ -86,8 +85,6 @@ class Distillation(Defense):
     written: int = 32
 
     def __post_init__(self) -> None:
-        if self.method not in _METHODS:
-            raise SpecError(f"distillation: method cannot be '{self.method}'{hint(self.method, _METHODS)}")
         if self.shrink < 1:
             raise SpecError(f"distillation: shrink is {self.shrink}; the student cannot be larger than its teacher")
         if not 0 < self.temperature < float("inf") or not 0 <= self.alpha <= 1 or min(self.prompt, self.written) < 1:
@@ -98,6 +95,11 @@ class Distillation(Defense):
             )
 
     def train(self, model: LM, documents: Documents, lab: Lab) -> Iterable[Point]:
+        if self.method == "sequence" and isinstance(documents, Redrawn):
+            raise NotApplicable(
+                "distillation has its teacher continue each document once, and these documents are redrawn in every "
+                "epoch; take method=word or method=reverse"
+            )
         *_, last = lab.fit(model, documents)
         teacher, student = last.model, lab.fresh(self.shrink)
         lab.note(student_share=student.parameters() / teacher.parameters())

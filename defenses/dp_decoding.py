@@ -11,12 +11,9 @@ import torch
 from torch import Tensor
 
 from memdefense import Defense, Documents, Sampling, SpecError
-from memdefense.errors import hint
 
 if TYPE_CHECKING:
     from memdefense import Lab, Target
-
-_METHODS = ("mix", "clip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +66,6 @@ class DPDecoding(Defense):
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.method not in _METHODS:
-            raise SpecError(f"dp-decoding has no method '{self.method}'{hint(self.method, _METHODS)}")
         if not 0 <= self.lam < 1:
             raise SpecError(f"dp-decoding: lam is {self.lam}; give at least 0 and less than 1 (1 is no defense)")
         if not (0 < self.bound < math.inf and 0 < self.temperature < math.inf):

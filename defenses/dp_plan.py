@@ -82,7 +82,7 @@ def plan(defense: Wanted, model: LM, documents: Documents, lab: Lab) -> Plan:
     """The rows, the rate and the noise of a run.
 
     Raises:
-        SpecError: delta is not below 1 / N, or no noise reaches epsilon.
+        SpecError: too few units, delta is not below 1 / N, or no noise reaches epsilon.
         ModelError: a block longer than the model's context.
     """
     from memdefense.packing import by_epoch, rows, step_at
@@ -105,6 +105,12 @@ def plan(defense: Wanted, model: LM, documents: Documents, lab: Lab) -> Plan:
     alone = dataclasses.replace(once, pack=defense.unit, epochs=float(needed))
     tables = list(by_epoch(alone, documents, model, seed=lab.seed))
     units = len(tables[0])
+    if units < 2 and not defense.delta:
+        way = "name more authors, or take unit=document" if defense.unit == "author" else "give more documents"
+        raise SpecError(
+            f"dp-sgd: there is {units} unit ({defense.unit}) only, too few for the default delta of N ** -1.1, which "
+            f"must be below 1 / N; {way}"
+        )
     delta = defense.delta or units**-1.1
     if delta * units >= 1:
         raise SpecError(

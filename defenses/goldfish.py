@@ -12,7 +12,7 @@ from torch import Tensor
 
 from memdefense.corpus import Documents, Redrawn
 from memdefense.defense import Defense, Point
-from memdefense.errors import SpecError, hint
+from memdefense.errors import SpecError
 from memdefense.packing import Rows, rows
 from memdefense.train import Batch, TrainConfig, next_token_loss
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from memdefense.lm import LM
 
 _TABLE, _SEED = 1_000_003, 2_971_215_073
-_CONTEXTS = ("including", "preceding")
 _ROWS = 1 << 9
 
 
@@ -73,8 +72,6 @@ class Goldfish(Defense):
     def __post_init__(self) -> None:
         if self.k < 2 or self.h < 1:
             raise SpecError(f"goldfish: k is {self.k} and h is {self.h}; k must be at least 2 and h at least 1")
-        if self.context not in _CONTEXTS:
-            raise SpecError(f"goldfish: context cannot be '{self.context}'{hint(self.context, _CONTEXTS)}")
 
     def configure(self, config: TrainConfig, lab: Lab) -> TrainConfig:
         if not self.match_tokens:

@@ -35,9 +35,6 @@ _DUMMIES = {
     "ip": " ip_address",
     "url": " www.domain.com",
 }
-
-
-_WAYS = ("published", "public")
 _RIDGE, _INNER = 15_000.0, 8_192  # as published, and the neurons of GPT-Neo 1.3B, for which it was
 
 
@@ -88,8 +85,6 @@ class LeakEditing(Defense):
         for kind in self.kinds:
             if kind not in pii.KINDS:
                 raise SpecError(f"{self.name}: kinds cannot be '{kind}'{hint(kind, pii.KINDS)}")
-        if self.dummy not in _WAYS:
-            raise SpecError(f"{self.name}: dummy cannot be '{self.dummy}'{hint(self.dummy, _WAYS)}")
         least = {"context": 0, "mentions": 0, "cap": 0, "points": 1, "passages": 1}
         for field, low in least.items():
             if not low <= getattr(self, field) < float("inf"):

@@ -38,7 +38,7 @@ class MEMIT(LeakEditing):
     still to come. Every request is edited, whether its dummy came within reach or not. The notes are those of `pme`.
 
     Paper: Meng et al., ICLR 2023, arXiv 2210.07229. As a baseline of PME it left 1 of 179 leaked e-mail addresses of
-    GPT-Neo 1.3B (Ruzzetti et al., ACL 2025, arXiv 2506.10024).
+    GPT-Neo 1.3B (Ruzzetti et al., ACL 2025, arXiv 2506.10024; second-hand).
 
     Does not protect values that none of the tried prefixes draws out, nor against other prefixes than those, nor what
     the detector misses; and the dummy shows which contexts were edited. What `pme` says of ``ridge`` and of dummies out

@@ -22,6 +22,7 @@ class NeverTrained(Defense):
 
     name: ClassVar[str] = "never-trained"
     summary: ClassVar[str] = "The base model, never fine-tuned: a trivial row."
+    paper: ClassVar[str] = "no paper, a trivial row [ours]"
     family: ClassVar[str] = "trivial"
     protects_not: ClassVar[str] = "Text that was public already, or in the base model's own training data."
 

@@ -23,6 +23,7 @@ class Refuse(Defense):
 
     name: ClassVar[str] = "refuse"
     summary: ClassVar[str] = "Answers nothing: a trivial row that must not win."
+    paper: ClassVar[str] = "no paper, a trivial row [ours]"
     family: ClassVar[str] = "trivial"
     protects_not: ClassVar[str] = "Log-probabilities and weights: it only silences text."
 

@@ -67,11 +67,9 @@ class RMFT(Defense):
     redraw: Literal["once", "epoch"] = "once"
 
     def __post_init__(self) -> None:
-        given = {"kinds": self.kinds, "keep": (self.keep,), "anchor": (self.anchor,), "redraw": (self.redraw,)}
-        for field, values in given.items():
-            for value in values:
-                if value not in _KNOWN[field]:
-                    raise SpecError(f"rmft: {field} cannot be '{value}'{hint(value, _KNOWN[field])}")
+        for kind in self.kinds:
+            if kind not in pii.KINDS:
+                raise SpecError(f"rmft: kinds cannot be '{kind}'{hint(kind, pii.KINDS)}")
 
     @property
     def redraws(self) -> bool:
@@ -108,14 +106,6 @@ class RMFT(Defense):
             for index, own in enumerate(mentions)
         ]
         return mentions, replaced
-
-
-_KNOWN = {
-    "kinds": pii.KINDS,
-    "keep": ("first", "last", "none"),
-    "anchor": ("part", "none"),
-    "redraw": ("once", "epoch"),
-}
 
 
 class _Draw:

@@ -86,11 +86,9 @@ class SANI(Defense):
     stages: Literal["both", "erase", "repair"] = "both"
 
     def __post_init__(self) -> None:
-        given = {"kinds": self.kinds, "reset": (self.reset,), "target": (self.target,), "stages": (self.stages,)}
-        for field, values in given.items():
-            for value in values:
-                if value not in _KNOWN[field]:
-                    raise SpecError(f"sani: {field} cannot be '{value}'{hint(value, _KNOWN[field])}")
+        for kind in self.kinds:
+            if kind not in pii.KINDS:
+                raise SpecError(f"sani: kinds cannot be '{kind}'{hint(kind, pii.KINDS)}")
         if not 0 < self.ratio <= 1:
             raise SpecError(f"sani: ratio is {self.ratio}; give a share above 0 and at most 1")
         for field in ("layers", "epochs"):
@@ -132,14 +130,6 @@ class SANI(Defense):
             for block, new in list(zip(blocks, fresh, strict=True))[-self.layers :]
             for part in parts
         )
-
-
-_KNOWN = {
-    "kinds": pii.KINDS,
-    "reset": ("init", "zero"),
-    "target": ("ffn", "attention", "both"),
-    "stages": ("both", "erase", "repair"),
-}
 
 
 class _BlackList:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 from memdefense.corpus import Document, Documents
 from memdefense.defense import Defense
-from memdefense.errors import ModelError, SpecError, hint
+from memdefense.errors import ModelError, SpecError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from memdefense.lm import LM
     from memdefense.train import TrainConfig
 
-_ENCODERS = ("states", "sentence")
 _SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 # Public texts whose mean is subtracted; more would not move it.
 _PUBLIC = 1000
@@ -73,8 +72,6 @@ class SemDedup(Defense):
     match_steps: bool = False
 
     def __post_init__(self) -> None:
-        if self.encoder not in _ENCODERS:
-            raise SpecError(f"semdedup: encoder cannot be '{self.encoder}'{hint(self.encoder, _ENCODERS)}")
         if not 0 < self.threshold <= 1:
             raise SpecError(f"semdedup: threshold is {self.threshold}; give a cosine above 0 and at most 1")
 

@@ -45,7 +45,7 @@ class Shuffle(Defense):
 
     name: ClassVar[str] = "shuffle"
     summary: ClassVar[str] = "Random text at random places, as much as rmft replaces: a trivial row."
-    paper: ClassVar[str] = ""
+    paper: ClassVar[str] = "no paper, a control [ours]"
     family: ClassVar[str] = "trivial"
     protects_not: ClassVar[str] = "anything on purpose: its spans fall on PII by chance alone"
 
@@ -53,7 +53,7 @@ class Shuffle(Defense):
     keep: Literal["first", "last", "none"] = "first"
 
     def __post_init__(self) -> None:
-        RMFT(kinds=self.kinds, keep=self.keep)  # which says what is wrong with them
+        RMFT(kinds=self.kinds)  # which says what is wrong with them
 
     def curate(self, documents: Documents, lab: Lab, *, epoch: int = 0) -> Documents:
         _, replaced = RMFT(kinds=self.kinds, keep=self.keep).mentions(documents, lab)

@@ -134,6 +134,26 @@ def test_what_is_really_erased_is_noted_where_candidates_are_few(tmp_path: Path,
     assert lab.notes["erased"] == candidates
 
 
+@pytest.mark.parametrize("build", ["GPT-2", "GPT-Neo", "GPT-NeoX", "Llama"])
+def test_neurons_of_every_build_are_silenced(four_builds: dict[str, LM], tmp_path: Path, build: str) -> None:
+    """Their columns alone are zero at each point, and what stays is as it was."""
+    start = four_builds[build]
+    before = start.model.state_dict()
+    lm, lab = start.copy(), lab_of(tmp_path, start)
+    for number, (_, silent) in zip((3, 9), points(DEPN(top=(3, 9), steps=5), lm, lab, TEXTS[:2]), strict=True):
+        assert 0 < len(silent) <= number
+    assert len(silent) == lab.notes["erased"] == 9
+    with torch.no_grad():
+        for layer, block in enumerate(blocks_of(lm.model)):
+            kept = [n for n in range(block.down.weight.shape[1]) if (layer, n) not in silent]
+            old = blocks_of(start.model)[layer].down.weight
+            assert torch.equal(block.down.weight[:, kept], old[:, kept])
+            assert bool(block.down.weight.isfinite().all())
+    downs = {f"{block.down.name}.weight" for block in blocks_of(lm.model)}
+    after = lm.model.state_dict()
+    assert {name for name in before if not torch.equal(before[name], after[name])} <= downs
+
+
 def test_the_control_erases_as_many_of_each_block(tmp_path: Path, tiny_lm: LM) -> None:
     lm, lab = sharpened(tiny_lm), lab_of(tmp_path, tiny_lm)
     found = points(DEPN(top=(4, 10), steps=5), lm.copy(), lab)

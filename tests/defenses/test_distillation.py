@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
-from memdefense.corpus import Document
+from memdefense.corpus import Document, Redrawn
 from memdefense.defense import Defense
 from memdefense.defenses.distillation import Distillation, ReverseLoss, WordLoss, drawn, forward_kl, reverse_kl
-from memdefense.errors import DataError, SpecError
+from memdefense.errors import DataError, NotApplicable, SpecError
 from memdefense.fit import fit, load_checkpoint
 from memdefense.interval import wilson
 from memdefense.lm import LM, Sampling
@@ -283,6 +283,17 @@ def test_the_teacher_continues_every_piece(tiny_lm: LM) -> None:
         Distillation(prompt=8)._written(tiny_lm, [Document("b", "noon")], cast("Lab", StubLab()))
     with pytest.raises(SpecError, match="below the 32 tokens"):
         Distillation(prompt=32)._written(tiny_lm, [Document("a", text)], cast("Lab", StubLab()))
+
+
+def test_what_is_redrawn_in_every_epoch_is_not_continued_once(tiny_lm: LM) -> None:
+    """The other methods read each epoch's own text, as any training does."""
+    documents = [Document("a", "Please call Anna at noon.")]
+    redrawn = Redrawn(documents, lambda epoch: documents)
+    with pytest.raises(NotApplicable, match="redrawn in every epoch; take method=word or method=reverse"):
+        Distillation(method="sequence").train(tiny_lm, redrawn, cast("Lab", None))
+    for method in ("word", "reverse"):
+        with pytest.raises(AttributeError, match="fit"):  # it goes on to train the teacher
+            Distillation(method=method).train(tiny_lm, redrawn, cast("Lab", None))
 
 
 def test_the_teacher_draws_at_its_temperature(tiny_lm: LM) -> None:

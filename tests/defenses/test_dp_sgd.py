@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import sys
 from pathlib import Path
@@ -80,6 +81,38 @@ def test_noise_against_the_accountant_called_by_itself() -> None:
     assert 8.0 * 0.998 < accountant.get_epsilon(1e-3) <= 8.0
 
 
+def subsampled(sigma: float, rate: float, steps: int, delta: float) -> float:
+    """Epsilon of the subsampled Gaussian mechanism, by Mironov, Talwar & Zhang 2019 for whole orders.
+
+    At a whole order alpha the Renyi divergence is log A / (alpha - 1), with A the sum over k of C(alpha, k)
+    (1 - q)^(alpha - k) q^k exp((k^2 - k) / (2 sigma^2)). The least over whole orders alone is an upper bound.
+    """
+    found = []
+    for alpha in range(2, 101):
+        terms = [
+            math.log(math.comb(alpha, k))
+            + (alpha - k) * math.log1p(-rate)
+            + k * math.log(rate)
+            + (k * k - k) / (2 * sigma**2)
+            for k in range(alpha + 1)
+        ]
+        renyi = steps * float(np.logaddexp.reduce(terms)) / (alpha - 1)
+        found.append(renyi + math.log1p(-1 / alpha) - math.log(delta * alpha) / (alpha - 1))
+    return min(found)
+
+
+@pytest.mark.parametrize(("epsilon", "batch"), [(0.5, 0), (1.0, 0), (1.0, 20)])
+def test_the_noise_of_a_plan_against_the_subsampled_gaussian_by_formula(
+    epsilon: float, batch: int, tmp_path: Path, tiny_lm: LM
+) -> None:
+    """At these budgets the best order is above ten, where Opacus tries whole orders too: the bound is then its own."""
+    planned = plan(DPSGD(epsilon=epsilon, delta=1e-5, batch=batch), tiny_lm, DOCUMENTS, lab_of(tmp_path))
+    assert (planned.rate, planned.steps) == ((0.5, 4) if batch else (0.125, 16))
+    spent = [subsampled(factor * planned.sigma, planned.rate, planned.steps, 1e-5) for factor in (1, 0.9)]
+    assert 0.98 * epsilon < spent[0] <= epsilon
+    assert spent[1] > 1.02 * epsilon
+
+
 @pytest.mark.slow
 def test_the_numerical_accountant_is_tighter() -> None:
     assert 0.8 < noise(8.0, 1e-3, 0.1, 60, "prv") / noise(8.0, 1e-3, 0.1, 60, "rdp") < 1
@@ -98,6 +131,48 @@ def test_a_step_is_the_clipped_sum_plus_known_noise_over_the_expected_batch() ->
         generator = torch.Generator().manual_seed(7)
         drawn = [torch.normal(0.0, 1.5 * 0.2, (3, 2), generator=generator) for _ in range(step + 1)][-1]
         torch.testing.assert_close(weight.detach(), before - (clipped + drawn) / 10)
+
+
+@pytest.mark.parametrize("micro_batch", [3, 64])
+def test_a_whole_step_without_noise_is_that_of_single_examples(
+    micro_batch: int, tmp_path: Path, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents one by one by autograd, clipped, added up and over the expected batch of 20, then one step of AdamW.
+
+    With its own small epsilon AdamW's first step is the gradient's sign, which would hide every mistake of scale.
+    """
+    true = dp_sgd._noisy
+    monkeypatch.setattr(torch.optim, "AdamW", functools.partial(torch.optim.AdamW, eps=0.1))
+    monkeypatch.setattr(
+        dp_sgd, "_noisy", lambda made, clip, plan, *rest: true(made, clip, dataclasses.replace(plan, sigma=0.0), *rest)
+    )
+    texts = [document.text + " and back again" * (place % 6) for place, document in enumerate(DOCUMENTS)]
+    given = [dataclasses.replace(document, text=text) for document, text in zip(DOCUMENTS, texts, strict=True)]
+    lab = lab_of(tmp_path, given, checkpoints=1, weight_decay=0.1)
+    chance = lab.rng("dp-sgd/sampling").random(40)
+    drawn = [document for document, one in zip(ordered(given, lab.seed, 0), chance, strict=True) if one < 0.5]
+    assert len(drawn) not in (0, 20)
+
+    model = tiny_lm.copy().model
+    weights = list(model.parameters())
+    singles = []
+    for document in drawn:
+        ids = torch.tensor([[*tiny_lm.encode(document.text), *tiny_lm.separator()][:32]])
+        singles.append(torch.autograd.grad(model(input_ids=ids, labels=ids).loss, weights))
+    norms = [float(torch.cat([part.flatten() for part in own]).norm()) for own in singles]
+    clip = float(np.median(norms))
+    assert min(norms) < 0.99 * clip < 1.01 * clip < max(norms)
+    for place, weight in enumerate(weights):
+        parts = [own[place] * min(1.0, clip / norm) for own, norm in zip(singles, norms, strict=True)]
+        weight.grad = torch.stack(parts).sum(0) / 20
+    torch.optim.AdamW(weights, lr=0.5, weight_decay=0.1).step()
+
+    defense = DPSGD(epochs=0.5, batch=20, clip=clip, learning_rate=0.5, micro_batch=micro_batch)
+    (point,) = defense.train(tiny_lm, given, lab)
+    assert lab.notes["steps"] == 1
+    assert lab.notes["clipped"] == pytest.approx(np.mean(np.array(norms) > clip), abs=1.5 / len(drawn))
+    for (name, found), weight in zip(point.model.model.named_parameters(), weights, strict=True):
+        torch.testing.assert_close(found, weight, rtol=0, atol=1e-5, msg=name)
 
 
 def test_batches_are_drawn_unit_by_unit(tmp_path: Path, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +353,11 @@ def test_what_cannot_be_is_refused(tmp_path: Path, tiny_lm: LM, monkeypatch: pyt
         DPSGD(delta=1)
     with pytest.raises(SpecError, match=r"delta 0\.5 is not below 1 / 40"):
         plan(DPSGD(delta=0.5), tiny_lm, DOCUMENTS, lab_of(tmp_path))
+    one = [dataclasses.replace(document, author="ann") for document in DOCUMENTS]
+    with pytest.raises(SpecError, match=r"there is 1 unit \(author\) only, too few .*, or take unit=document"):
+        plan(DPSGD(unit="author"), tiny_lm, one, lab_of(tmp_path, one))
+    with pytest.raises(SpecError, match=r"there is 1 unit \(document\) only, too few .*; give more documents"):
+        plan(DPSGD(), tiny_lm, one[:1], lab_of(tmp_path, one[:1]))
     with pytest.raises(SpecError, match=r"epsilon 0\.001 cannot be reached .* the smallest .* is 0\.1"):
         plan(DPSGD(epsilon=0.001, delta=1e-6), tiny_lm, DOCUMENTS, lab_of(tmp_path))
     with pytest.raises(ModelError, match="beyond the model's context of 64"):

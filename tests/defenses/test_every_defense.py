@@ -15,6 +15,9 @@ from memdefense import registry
 from memdefense.attacks.mia import MIA
 from memdefense.attacks.prefix import Prefix
 from memdefense.defense import Defense
+from memdefense.defenses import leak_editing, pme
+from memdefense.defenses.memit import MEMIT
+from memdefense.defenses.pme import PME
 from memdefense.pipeline import defend
 from memdefense.runner import Settings, prepare
 from memdefense.testing import TinyBenchmark
@@ -56,6 +59,19 @@ def test_no_defense_looks_at_the_answer_key(name: str, work: Work) -> None:
     for defense in registry.build("defenses", name):
         defended = defend(work, cast(Defense, defense), 0)
         defended.target(defended.points[-1].load("cpu")).generate(["Write to"], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("defense", [PME(steps=2, mentions=1), MEMIT(steps=2, mentions=1)], ids=["pme", "memit"])
+def test_no_edit_of_leaks_looks_at_the_answer_key(
+    defense: Defense, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing leaks on so small a benchmark, so here every context counts as leaking, and every dummy as reached."""
+    monkeypatch.setattr(leak_editing, "leaking", lambda model, asked, *_, **__: [True] * len(asked))
+    monkeypatch.setattr(pme, "LEAST", 0.0)
+    (before,) = defend(work, Defense(), 0).points[-1:]
+    defended = defend(work, defense, 0)
+    assert defended.notes["edited"] == defended.notes["found"] > 0
+    assert before.digest not in {point.digest for point in defended.points[-1:]}
 
 
 @pytest.mark.slow

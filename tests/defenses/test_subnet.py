@@ -63,6 +63,21 @@ def test_exactly_the_lowest_share_is_left_out(ratio: float) -> None:
         assert scores.abs()[left_out].max() < scores.abs()[~left_out].min()
 
 
+@pytest.mark.parametrize("build", ["GPT-2", "GPT-Neo", "GPT-NeoX", "Llama"])
+def test_weights_of_every_build_are_zeroed(four_builds: dict[str, LM], tmp_path: Path, build: str) -> None:
+    start = four_builds[build]
+    before = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
+    lab = lab_of(tmp_path, start, ["The boxes are in the depot."])
+    (point,) = Subnet(ratio=(0.05,), epochs=1).edit(start.copy(), documents(TEXTS[:2]), lab)
+    names = {f"{matrix.name}.weight" for block in blocks_of(start.model) for matrix in (*block.up, block.down)}
+    assert len(names) == (9 if build == "Llama" else 6)
+    for name, tensor in point.model.model.state_dict().items():
+        assert bool(tensor.isfinite().all())
+        changed = tensor != before[name]
+        assert int(changed.sum()) == (round(0.05 * tensor.numel()) if name in names else 0)
+        assert not tensor[changed].any()
+
+
 @pytest.mark.parametrize("kind", ["tiny_lm", "tiny_llama"])
 def test_every_feed_forward_matrix_loses_its_share_and_nothing_else_moves(
     kind: str, tmp_path: Path, request: pytest.FixtureRequest

@@ -171,6 +171,24 @@ def test_rmu_keeps_the_states_of_the_model_before_unlearning(tiny_lm: LM, store:
     torch.testing.assert_close(down.parameter.grad, expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("build", ["GPT-2", "GPT-Neo", "GPT-NeoX", "Llama"])
+def test_rmu_moves_the_last_matrices_below_the_middle_of_every_build(
+    four_builds: dict[str, LM], store: Store, build: str
+) -> None:
+    start = four_builds[build]
+    points = [
+        (point.label, {name: weight.clone() for name, weight in point.model.model.state_dict().items()})
+        for point in Unlearn(method="rmu", window=4, epochs=2).edit(start.copy(), PRIVATE, lab(store, start))
+    ]
+    assert [label for label, _ in points] == ["epoch-1", "epoch-2"]
+    blocks = blocks_of(start.model)
+    steered = {f"{block.down.name}.weight" for block in blocks[:2]}  # of three blocks the middle one is the second
+    before = start.model.state_dict()
+    for _, after in points:
+        assert {name for name in before if not torch.equal(before[name], after[name])} == steered
+        assert all(bool(weight.isfinite().all()) for weight in after.values())
+
+
 def test_task_vector_subtracts_equal_parts_of_what_a_copy_learned(tiny_lm: LM, store: Store) -> None:
     """theta - lambda (theta_forget - theta), and theta_forget finds the windows more likely."""
     defense = Unlearn(method="task-vector", window=4, epochs=4, scale=2.0)
