@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ WORDS = PROMPT.split()
 NEW = ["alpha", "beta"]
 
 
-def reworded(change: str, salt: str, strength: float = 0.1) -> str:
+def reworded(change: Any, salt: str, strength: float = 0.1) -> str:
     found: str = ParaphrasePrefix(strength, (change,)).reword(PROMPT, NEW, salt)
     return found
 

@@ -235,7 +235,8 @@ def test_what_curation_kept_has_a_chance_of_its_own_by_hand() -> None:
     scores = Prefix().score([*kept, *gone])
     assert scores.beside["hit_rate_kept"].value == pytest.approx(4 / 8)
     found = scores.beside["leakage_kept"]
-    assert (found.value, found.n) == (pytest.approx((4 / 8 - 1 / 8) / (1 - 1 / 8)), 8)
+    assert found.value == pytest.approx((4 / 8 - 1 / 8) / (1 - 1 / 8))
+    assert found.n == 8
     assert scores.headline.value == pytest.approx((6 / 10 - 3 / 10) / (1 - 3 / 10))
     # Without twins, 1 of 5 held-out values, of which no curation kept anything.
     members = [outcome(f"m{n}", float(n < 5), hit_kept=float(n < 4)) for n in range(8)]
@@ -244,7 +245,8 @@ def test_what_curation_kept_has_a_chance_of_its_own_by_hand() -> None:
         for n in range(5)
     ]
     found = Prefix().score([*members, *others]).beside["leakage_kept"]
-    assert (found.value, found.n) == (pytest.approx((4 / 8 - 1 / 5) / (1 - 1 / 5)), 8)
+    assert found.value == pytest.approx((4 / 8 - 1 / 5) / (1 - 1 / 5))
+    assert found.n == 8
     nothing = Prefix().score(gone).beside["leakage_kept"]
     assert np.isnan(nothing.value)
     assert nothing.n == 0

@@ -24,6 +24,7 @@ from memdefense.errors import MemdefenseError, ModelError, NotApplicable, SpecEr
 from memdefense.lab import AttackLab, Lab
 from memdefense.lm import LM
 from memdefense.pipeline import defend, measure
+from memdefense.registry import build
 from memdefense.runner import Settings, prepare
 from memdefense.small_model import untrained
 from memdefense.store import Store
@@ -177,7 +178,7 @@ def test_what_cannot_be_is_told(
 @pytest.mark.parametrize("field", ["prefix", "length", "members"])
 def test_fields_out_of_range_are_told_before_anything_runs(field: str) -> None:
     with pytest.raises(SpecError, match=f"verbatim:{field} is 0"):
-        Verbatim(**{field: 0})
+        build("attacks", f"verbatim:{field}=0")
 
 
 def test_leakage_is_the_excess_over_held_out_documents() -> None:

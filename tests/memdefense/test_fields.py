@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -50,21 +50,26 @@ def test_a_value_is_of_its_type(value: object, kind: object, fit: bool) -> None:
     assert fits(value, kind) is fit
 
 
+def loose(kind: type) -> Any:
+    """A class that type checkers let anything be given to."""
+    return kind
+
+
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (lambda: RMFT(keep=3), "rmft: keep cannot be 3; known: first, last, none"),
-        (lambda: RMFT(kinds="email"), "rmft: kinds is 'email'; it takes a tuple, each of which is text"),
+        (lambda: loose(RMFT)(keep=3), "rmft: keep cannot be 3; known: first, last, none"),
+        (lambda: loose(RMFT)(kinds="email"), "rmft: kinds is 'email'; it takes a tuple, each of which is text"),
         (
-            lambda: ParaphrasePrefix(changes=("swop",)),
+            lambda: loose(ParaphrasePrefix)(changes=("swop",)),
             "paraphrase-prefix: changes cannot be 'swop'; did you mean 'swap'",
         ),
-        (lambda: Dedup(cap="1"), "dedup: cap is '1'; it takes a whole number"),
-        (lambda: Mailbox(documents="100"), "mailbox: documents is '100'; it takes a whole number"),
-        (lambda: Mailbox(documents=100.5), r"mailbox: documents is 100\.5"),
-        (lambda: MIA(headline="lss"), "mia: headline cannot be 'lss'; did you mean 'loss'"),
-        (lambda: TrainConfig(epochs=cast("Any", "3")), "training: epochs is '3'; it takes a number"),
-        (lambda: TrainConfig(block_size=cast("Any", 64.5)), r"training: block-size is 64\.5; it takes a whole number"),
+        (lambda: loose(Dedup)(cap="1"), "dedup: cap is '1'; it takes a whole number"),
+        (lambda: loose(Mailbox)(documents="100"), "mailbox: documents is '100'; it takes a whole number"),
+        (lambda: loose(Mailbox)(documents=100.5), r"mailbox: documents is 100\.5"),
+        (lambda: loose(MIA)(headline="lss"), "mia: headline cannot be 'lss'; did you mean 'loss'"),
+        (lambda: loose(TrainConfig)(epochs="3"), "training: epochs is '3'; it takes a number"),
+        (lambda: loose(TrainConfig)(block_size=64.5), r"training: block-size is 64\.5; it takes a whole number"),
     ],
 )
 def test_a_wrong_value_is_told_where_it_is_given(make: Any, complaint: str) -> None:
