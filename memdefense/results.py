@@ -149,9 +149,10 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     return [row for number, row in enumerate(found) if last[place_of(row)] == number]
 
 
-def place_of(row: Row) -> tuple[str, str, str, int, str]:
-    """Which row of its setting a point's row is."""
-    return row["defense_label"], row["defense_spec"], row["attack_spec"], row["seed"], row["point"]
+def place_of(row: Row) -> tuple[object, ...]:
+    """Which row of its benchmark and model a point's row is."""
+    recall = row.get("detector_recall") or 1.0
+    return row["defense_label"], row["defense_spec"], row["attack_spec"], row["seed"], row["point"], recall
 
 
 def outcomes_path(folder: Path, row: Row) -> Path:
