@@ -33,7 +33,7 @@ def check_fields(thing: typing.Any, name: str) -> None:
             continue
         where = f"{name}: {field.name.replace('_', '-')}"
         choices, wrong = kind, value
-        if get_origin(kind) is tuple and isinstance(value, tuple | list):
+        if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis and isinstance(value, tuple | list):
             choices = get_args(kind)[0]
             wrong = next(one for one in value if not fits(one, choices))
         if get_origin(choices) is Literal:
@@ -49,8 +49,11 @@ def fits(value: object, kind: object) -> bool:
     if origin is Literal:
         return any(value == arg and type(value) is type(arg) for arg in args)
     if origin is tuple or kind is tuple:
-        item = args[0] if args else object
-        return isinstance(value, tuple | list) and all(fits(one, item) for one in value)
+        if not isinstance(value, tuple | list):
+            return False
+        if args and args[-1] is not Ellipsis:  # of so many, each of its own type
+            return len(value) == len(args) and all(map(fits, value, args))
+        return all(fits(one, args[0]) for one in value) if args else True
     if kind is float:  # of any library: a numpy number is one
         return not isinstance(value, bool | str) and hasattr(value, "__float__")
     if kind is int:
@@ -75,5 +78,8 @@ def _takes(kind: object) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin is tuple or kind is tuple:
-        return f"a tuple, each of which is {_takes(args[0])}" if args else "a tuple"
+        if not args:
+            return "a tuple"
+        each = ", ".join(_takes(arg) for arg in args if arg is not Ellipsis)
+        return f"a tuple, each of which is {each}" if args[-1] is Ellipsis else f"a tuple of {each}"
     return _SAID.get(typing.cast(type, kind), str(kind))

@@ -43,6 +43,9 @@ from memdefense.train import TrainConfig
         ((1, "2"), tuple[int, ...], False),
         ("ab", tuple[str, ...], False),
         ((), tuple, True),
+        ((1, "2"), tuple[int, str], True),
+        ((1, 2), tuple[int, str], False),
+        ((1,), tuple[int, str], False),
         (object(), RMFT, True),  # what is not plain is not judged
     ],
 )
