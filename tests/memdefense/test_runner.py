@@ -42,6 +42,7 @@ from memdefense.attacks.prefix import Prefix
 from memdefense.benchmarks.mailbox import Mailbox
 from memdefense.defenses.rmft import RMFT
 from memdefense.results import Results, Row
+from memdefense.runner import prepare
 from memdefense.settings import Settings
 from memdefense.testing import tiny_benchmark
 from memdefense.tiny import TinyBenchmark
@@ -413,6 +414,30 @@ def test_a_defense_never_meets_the_secrets(tmp_path: Path) -> None:
 def test_bad_options_are_named_before_anything_runs(tmp_path: Path, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(memdefense.MemdefenseError, match=complaint):
         memdefense.run(tiny_benchmark(), "rmft", "prefix", store=str(tmp_path / "store"), **options)
+
+
+def test_each_seeds_rows_carry_its_own_detectors_recall(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"store": str(tmp_path), "device": "cpu", "baselines": "", "detector_recall": 0.5}
+    results = memdefense.run(tiny_benchmark(), "none", "prefix", seeds=(0, 1, 2), **options)
+    work = prepare(tiny_benchmark(), Settings(store=str(tmp_path), device="cpu", detector_recall=0.5))
+    texts = {document.id: document.text for document in work.corpus.train}
+    places = [(s, o) for s in work.corpus.secrets if s.member for o in s.occurrences if o.document in texts]
+    for seed in (0, 1, 2):
+        lab = work.lab("anybody", seed)
+        hits = [
+            any((hit.kind, hit.start) == (secret.kind, place.start) for hit in lab.find(texts[place.document]))
+            for secret, place in places
+        ]
+        rows = [row for row in results.points if row["seed"] == seed]
+        assert {row["detector"]["recall"] for row in rows} == {sum(hits) / len(hits)}
+        assert {row["detector"]["asked"] for row in rows} == {0.5}
+    assert len({row["detector"]["recall"] for row in results.points}) > 1
+
+
+def test_what_was_reused_need_not_be_written_down(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "last-run.json").mkdir()  # cannot be written, as on a disk that has just become full
+    assert not measured(tmp_path, [RMFT()]).failed
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
