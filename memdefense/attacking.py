@@ -70,7 +70,7 @@ def attack_model(
         raise SpecError(f"'{reference}' is no reference for '{settings.model}': their vocabularies differ")
     if writer:
         named = {
-            "benchmark": nameplate(benchmark.spec, *benchmark.fields.values()),
+            "benchmark": work.names[0],
             "attacks": [attack.spec for attack in played],
             "reference": nameplate(reference),
         }
@@ -114,7 +114,7 @@ def _row(
     row: Row = {
         "row": "attack",
         "schema": SCHEMA,
-        "benchmark": nameplate(work.benchmark.spec, *work.benchmark.fields.values()),
+        "benchmark": work.names[0],
         "benchmark_version": work.benchmark.version,
         "model": nameplate(attacked.origin),
         "attack": attack.name,

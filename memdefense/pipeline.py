@@ -5,6 +5,7 @@ The runner has no special case: everything a defense is, it is through its hooks
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -169,7 +170,7 @@ def measure(
             if attacked is work.base or plugin.access == "weights"
             else [(attacked, functools.partial(point.load, work.bench.device))]
         )
-        with work.untouched(defense, *others):
+        with work.untouched(defense, *others) if guarded else contextlib.nullcontext():
             target, guard_notes = defended.served(attacked, None if plugin.access == "weights" else point, lab.replay)
         reset_peak(work.bench.device)
         started = time.monotonic()

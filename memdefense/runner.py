@@ -26,7 +26,7 @@ from memdefense.lm import LM, best_device
 from memdefense.recipe import code_of, code_of_run
 from memdefense.reference import UNDEFENDED
 from memdefense.results import Results, Writer
-from memdefense.settings import Settings, nameplate
+from memdefense.settings import Settings
 from memdefense.sheet import Sheet
 from memdefense.store import Store
 from memdefense.train import TrainConfig, precision
@@ -245,7 +245,7 @@ def _config(benchmark: Benchmark, settings: Settings, base: LM) -> TrainConfig:
 def _described(plan: Plan, settings: Settings, work: Work) -> dict[str, object]:
     corpus = work.corpus
     return {
-        "benchmark": nameplate(plan.benchmark.spec, *plan.benchmark.fields.values()),
+        "benchmark": work.names[0],
         "defenses": {label: [spec.spec for spec in specs] for label, specs in plan.arms.items()},
         "attacks": [attack.spec for attack in plan.attacks],
         "settings": settings.told(),

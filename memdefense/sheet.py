@@ -22,7 +22,7 @@ from memdefense.pipeline import Defended, defend, measure, pricing, read_samples
 from memdefense.recipe import code_of, digest
 from memdefense.reference import UNDEFENDED, Reference, alike, reference_of, tokens_of
 from memdefense.results import SCHEMA, Row, Writer, outcomes_name, provenance, say, score_rows
-from memdefense.settings import Settings, nameplate
+from memdefense.settings import Settings
 from memdefense.store import Artifact
 from memdefense.tally import Tally, measured_of
 from memdefense.train import precision
@@ -57,7 +57,7 @@ class Sheet:
                 work.bench.device,
                 torch.get_num_threads(),
                 precision(work.config.dtype, work.bench.device, width=work.base.width),
-                nameplate(work.base.origin) or work.base_digest[:12],
+                work.names[1] if work.base.origin else work.base_digest[:12],
             ),
             "base": work.base_digest[:12],
             # What all arms share: other code may train, measure or price otherwise.
@@ -194,9 +194,9 @@ class Sheet:
     def _names(self, defense: Defense, attack: Attack) -> Row:
         work = self._work
         return {
-            "benchmark": nameplate(work.benchmark.spec, *work.benchmark.fields.values()),
+            "benchmark": work.names[0],
             "benchmark_version": work.benchmark.version,
-            "model": nameplate(work.base.origin) or f"{work.benchmark.name} default",
+            "model": work.names[1],
             "data": f"{work.corpus_digest[:12]}/{work.base_digest[:12]}",
             "detector_recall": self._settings.detector_recall,
             "defense": defense.name if len(getattr(defense, "parts", ())) == 0 else defense.spec,

@@ -19,6 +19,7 @@ from memdefense.lab import Lab
 from memdefense.lm import LM
 from memdefense.plugin import Plugin
 from memdefense.recipe import code_of, code_of_run
+from memdefense.settings import nameplate
 from memdefense.store import DamagedError
 from memdefense.train import TrainConfig
 
@@ -52,6 +53,12 @@ class Work:
     def public_digest(self) -> str:
         """Of the documents anyone may use."""
         return digest_documents(self.corpus.public)
+
+    @functools.cached_property
+    def names(self) -> tuple[str, str]:
+        """What results call the benchmark and the base model."""
+        benchmark = nameplate(self.benchmark.spec, *self.benchmark.fields.values())
+        return benchmark, nameplate(self.base.origin) or f"{self.benchmark.name} default"
 
     def lab(self, who: str, seed: int, originals: Documents | None = None) -> Lab:
         """A defense's lab."""

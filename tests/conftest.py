@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from memdefense.corpus import Benchmark, Corpus, Document
+from memdefense.corpus import Benchmark, Canary, Corpus, Document
 from memdefense.defense import Defense
 from memdefense.lab import Lab
 from memdefense.lm import LM
@@ -29,7 +29,9 @@ from memdefense.pipeline import defend
 from memdefense.runner import Settings, prepare
 from memdefense.small_model import untrained
 from memdefense.store import Store
+from memdefense.tiny import TinyBenchmark
 from memdefense.train import TrainConfig
+from memdefense.work import Work
 
 torch.set_num_threads(1)  # models this small are slowed by threads that wait for each other
 
@@ -291,3 +293,47 @@ def four_builds(tiny_lm: LM) -> dict[str, LM]:
                 torch.nn.init.normal_(weight, 0.0 if weight.ndim > 1 else 0.5, 0.2)
             models[name] = LM(model.eval(), tiny_lm.tokenizer)
     return models
+
+
+@dataclasses.dataclass(frozen=True)
+class Planted(TinyBenchmark):
+    """The tiny benchmark with canaries."""
+
+    name: ClassVar[str] = "tiny-planted"
+    summary: ClassVar[str] = "Letters with canaries."
+
+    def corpus(self) -> Corpus:
+        corpus = super().corpus()
+        canaries = [
+            Canary(f"c{n}", (f"c{n}",) * (n % 2), "The code is ", f"A{n}-7{n}", 1, n % 2 == 1) for n in range(8)
+        ]
+        planted = [Document(c.id, f"{c.prefix}{c.value}.") for c in canaries if c.member]
+        return dataclasses.replace(corpus, train=[*corpus.train, *planted], canaries=canaries)
+
+
+@pytest.fixture
+def planted_benchmark() -> Benchmark:
+    """The tiny benchmark with eight canaries, every second one put in."""
+    return Planted()
+
+
+class Untouchable:
+    """The answer key, as a defense may see it: not at all."""
+
+    def _raise(self, *_: object) -> NoReturn:
+        raise AssertionError("a defense looked at the answer key")
+
+    __iter__ = __len__ = __getitem__ = __contains__ = __bool__ = __getattr__ = _raise
+
+
+@pytest.fixture(scope="session")
+def blinded() -> Callable[[Work], Work]:
+    """Gives the same work with an answer key that raises when it is touched."""
+
+    def blind(work: Work) -> Work:
+        corpus = work.corpus.copy()
+        for field in ("secrets", "canaries"):  # past the check of a corpus, which looks at them itself
+            object.__setattr__(corpus, field, Untouchable())
+        return dataclasses.replace(work, corpus=corpus)
+
+    return blind

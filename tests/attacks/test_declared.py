@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import cast
 
 import pytest
 
 from memdefense import registry
 from memdefense.attack import Attack
-from memdefense.corpus import Canary, Corpus, Document
+from memdefense.corpus import Benchmark
 from memdefense.defense import Defense
 from memdefense.pipeline import defend, measure
 from memdefense.runner import Settings, prepare
 from memdefense.target import LocalTarget
-from memdefense.testing import TinyBenchmark
 
 ADAPTIVE_TO = {
     "audit": ("generation",),
@@ -54,24 +52,10 @@ def test_the_base_model_is_among_the_needs_of_what_loses_by_its_absence(name: st
         assert ("base model" in attack.needs) == (attack.without_base() is not attack)
 
 
-@dataclasses.dataclass(frozen=True)
-class WithCanaries(TinyBenchmark):
-    """The tiny benchmark with canaries."""
-
-    name: ClassVar[str] = "tiny-declared"
-    summary: ClassVar[str] = "Letters with canaries."
-
-    def corpus(self) -> Corpus:
-        corpus = super().corpus()
-        canaries = [
-            Canary(f"c{n}", (f"c{n}",) * (n % 2), "The code is ", f"A{n}-7{n}", 1, n % 2 == 1) for n in range(8)
-        ]
-        planted = [Document(c.id, f"{c.prefix}{c.value}.") for c in canaries if c.member]
-        return dataclasses.replace(corpus, train=[*corpus.train, *planted], canaries=canaries)
-
-
-def test_what_goes_around_filters_of_text_never_asks_for_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = prepare(WithCanaries(), Settings(store=str(tmp_path), device="cpu"))
+def test_what_goes_around_filters_of_text_never_asks_for_text(
+    tmp_path: Path, planted_benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = prepare(planted_benchmark, Settings(store=str(tmp_path), device="cpu"))
     defended = defend(work, Defense(), 0)
     point = defended.points[-1]
     model = point.load("cpu")

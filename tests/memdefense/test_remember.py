@@ -21,7 +21,7 @@ from memdefense.attacks.exposure import Exposure
 from memdefense.attacks.mia import MIA
 from memdefense.attacks.verbatim import Verbatim
 from memdefense.bench import Bench
-from memdefense.corpus import Canary, Corpus, Document, Documents
+from memdefense.corpus import Benchmark, Corpus, Documents
 from memdefense.defense import Defense
 from memdefense.defenses.pattern_filter import PatternFilter
 from memdefense.defenses.refuse import Refuse
@@ -327,26 +327,10 @@ def test_all_that_reads_signals_of_a_point_costs_one_pass_over_each_text(
     assert first[0].values["nll"] != second[0].values["nll"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Planted(TinyBenchmark):
-    """The tiny benchmark with canaries."""
-
-    name: ClassVar[str] = "tiny-planted"
-    summary: ClassVar[str] = "Letters with canaries."
-
-    def corpus(self) -> Corpus:
-        corpus = super().corpus()
-        canaries = [
-            Canary(f"c{n}", (f"c{n}",) * (n % 2), "The code is ", f"A{n}-7{n}", 1, n % 2 == 1) for n in range(8)
-        ]
-        planted = [Document(c.id, f"{c.prefix}{c.value}.") for c in canaries if c.member]
-        return dataclasses.replace(corpus, train=[*corpus.train, *planted], canaries=canaries)
-
-
 def test_what_is_asked_after_contexts_and_under_a_scheme_is_asked_once(
-    tmp_path: Path, passes: list[tuple[LM, tuple[str, ...]]]
+    tmp_path: Path, planted_benchmark: Benchmark, passes: list[tuple[LM, tuple[str, ...]]]
 ) -> None:
-    work = prepare(Planted(), Settings(store=str(tmp_path), device="cpu"))
+    work = prepare(planted_benchmark, Settings(store=str(tmp_path), device="cpu"))
     defended, filtered = (defend(work, defense, 0) for defense in (Defense(), PatternFilter()))
     point, same_weights = defended.points[-1], filtered.points[-1]
     assert point.digest == same_weights.digest
