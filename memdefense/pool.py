@@ -36,8 +36,6 @@ from memdefense.tally import Tally, measured_of
 
 logger = logging.getLogger(__name__)
 
-# In what a point that stands in two folders must be the same.
-_SAME = ("recipe", "leakage", "status", "d")
 # Settings in which runs that are put together may differ.
 _FREE = ("seeds", "store", "output", "device", "batch_size", "micro_batch", "log_samples", "baselines")
 
@@ -115,17 +113,29 @@ def _rows(folders: Sequence[Path]) -> list[tuple[Row, Path]]:
     for folder in folders:
         for row in latest(row for row in read_rows(folder) if row["row"] == "point"):
             before, where = found.setdefault(place_of(row), (row, folder))
-            if any(before.get(name) != row.get(name) for name in _SAME):
+            if _numbers(before) != _numbers(row):
                 what = f"{row['defense_spec']} under {row['attack_spec']}, seed {row['seed']}, point {row['point']}"
                 raise DataError(
-                    f"{what}, stands in {where} and in {folder} with other numbers or of other code; leave one out, or "
-                    "run both again with one version"
+                    f"{what}, stands in {where} and in {folder} with other numbers; leave one out, or run both again "
+                    "with one version on machines of one kind"
                 )
     if not found:
         raise DataError("these folders hold no measured point yet: run the same commands again")
     units = {_unit(row) for row, _ in found.values() if not _failed(row)}
     # What failed in one folder and was measured in another did not fail.
     return [(row, folder) for row, folder in found.values() if row["status"] != "error" or _unit(row) not in units]
+
+
+def _numbers(row: Row) -> tuple[object, ...]:
+    """What a point that stands in two folders must have in common; the same of other code, it is the same point.
+
+    Of the costs the worst alone, since what a version does not measure another may say is nothing.
+    """
+    return row.get("leakage"), row["status"], (row.get("d") or {}).get("worst"), _perplexity(row)
+
+
+def _perplexity(row: Row) -> Any:
+    return (row.get("utility") or {}).get("perplexity", {}).get("perplexity", {}).get("value")
 
 
 def _unit(row: Row) -> tuple[object, ...]:
@@ -179,7 +189,7 @@ def _add(tally: Tally, writer: Writer, row: Row, folder: Path, attack: Attack) -
     row = {**row, "leakage": scores.headline.value, "scores": score_rows(scores, "leakage")}
     # What is not finite stands in a row as null: a cost without bound is a destroyed model's, any other was not known.
     unknown = math.inf if row["status"] == "collapsed" else math.nan
-    delta, perplexity = row["d"]["worst"], row["utility"]["perplexity"]["perplexity"]["value"]
+    delta, perplexity = row["d"]["worst"], _perplexity(row)
     measured = measured_of(
         row,
         attack,

@@ -136,14 +136,20 @@ def changed(folder: Path, copy: Path, **fields: object) -> Path:
 
 def test_one_point_cannot_be_measured_twice(runs: Path, tmp_path: Path) -> None:
     other = changed(runs / "first", tmp_path / "other", leakage=0.5)
-    with pytest.raises(DataError, match=r"none under prefix, seed 0, point .* with other numbers or of other code"):
+    with pytest.raises(DataError, match=r"none under prefix, seed 0, point .* with other numbers"):
         pool([runs / "first", other], tmp_path / "pooled")
+
+
+def test_the_same_numbers_of_other_code_are_the_same_point(runs: Path, tmp_path: Path) -> None:
+    other = changed(runs / "first", tmp_path / "other", recipe="another")
+    pool([runs / "both", other], tmp_path / "pooled")
+    assert told(list(read_rows(tmp_path / "pooled"))) == told(list(read_rows(runs / "both")))
 
 
 @pytest.mark.parametrize("fields", [{"status": "collapsed"}, {"d": {"worst": 50.0}}])
 def test_nor_with_another_cost_or_status(runs: Path, tmp_path: Path, fields: dict[str, object]) -> None:
     other = changed(runs / "first", tmp_path / "other", **fields)
-    with pytest.raises(DataError, match="with other numbers or of other code"):
+    with pytest.raises(DataError, match="with other numbers"):
         pool([runs / "first", other], tmp_path / "pooled")
 
 
