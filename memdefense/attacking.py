@@ -19,7 +19,7 @@ from memdefense.errors import MemdefenseError, NotApplicable, SpecError, StoreEr
 from memdefense.lm import LM
 from memdefense.pipeline import Defended, measure, scored, write_outcomes
 from memdefense.recipe import code_of, digest
-from memdefense.results import SCHEMA, Row, Writer, outcomes_name, provenance, say, score_rows
+from memdefense.results import SCHEMA, Row, Writer, made_with, outcomes_name, provenance, say, score_rows
 from memdefense.runner import prepare
 from memdefense.settings import Settings, nameplate
 from memdefense.store import Artifact
@@ -149,9 +149,8 @@ def _row(
         if writer:
             writer.file(outcomes_name(recipe), functools.partial(write_outcomes, outcomes=outcomes))
     row["key"] = digest([recipe, row["status"], row["error"]])
-    row["provenance"] = provenance(
-        work.bench.device, torch.get_num_threads(), str(attacked.model.dtype), nameplate(attacked.origin)
-    )
+    made = provenance(work.bench.device, torch.get_num_threads(), str(attacked.model.dtype), nameplate(attacked.origin))
+    row["provenance"] = made_with(made, registry.versions_of(work.benchmark, asked))
     if writer:
         writer.row(row)
     return row

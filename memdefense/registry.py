@@ -12,6 +12,7 @@ Listing imports nothing, and a broken plugin breaks only itself. The grammar of 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import logging
 import re
@@ -118,6 +119,20 @@ def _sound(group: str) -> list[str]:
         else:
             found.append(name)
     return found
+
+
+def versions_of(*plugins: Plugin) -> dict[str, str]:
+    """The installed distributions, beside memdefense, that plugins or their parts come from, with their versions."""
+    parts = [part for plugin in plugins for part in (plugin, *getattr(plugin, "parts", ()))]
+    # Not by class: one file of a distribution may hold plugins that it registers and others that are named in full.
+    return dict(_versions(frozenset(type(part).__module__.partition(".")[0] for part in parts) - {"memdefense"}))
+
+
+@functools.cache
+def _versions(packages: frozenset[str]) -> dict[str, str]:
+    entries = [entry for group in GROUPS if packages for entry in entry_points(group=f"memdefense.{group}")]
+    owners = [entry.dist for entry in entries if entry.module.partition(".")[0] in packages]
+    return {owner.name: owner.version for owner in owners if owner}
 
 
 def split_list(text: str) -> list[str]:

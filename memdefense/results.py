@@ -208,7 +208,7 @@ def plain(value: object) -> object:
     return value
 
 
-def provenance(device: str, threads: int, dtype: str, model: str) -> dict[str, object]:
+def provenance(device: str, threads: int, dtype: str, model: str) -> dict[str, Any]:
     """Where and with what a number was made; none of it identifies the number.
 
     Args:
@@ -229,6 +229,11 @@ def provenance(device: str, threads: int, dtype: str, model: str) -> dict[str, o
         "model": model,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def made_with(made: Row, versions: Mapping[str, str]) -> Row:
+    """A provenance with the versions of further distributions, those of plugins."""
+    return {**made, "versions": {**made["versions"], **versions}}
 
 
 def _commit() -> str:

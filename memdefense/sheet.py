@@ -13,6 +13,7 @@ from typing import cast
 
 import torch
 
+from memdefense import registry
 from memdefense.attack import Attack, Outcome, Utility
 from memdefense.bench import StoredPoint
 from memdefense.defense import Defense, overrides
@@ -21,7 +22,7 @@ from memdefense.errors import MemdefenseError, NotApplicable, StoreError
 from memdefense.pipeline import Defended, defend, measure, pricing, read_samples, scored, write_outcomes
 from memdefense.recipe import code_of, digest
 from memdefense.reference import UNDEFENDED, Reference, alike, reference_of, tokens_of
-from memdefense.results import SCHEMA, Row, Writer, outcomes_name, provenance, say, score_rows
+from memdefense.results import SCHEMA, Row, Writer, made_with, outcomes_name, provenance, say, score_rows
 from memdefense.settings import Settings
 from memdefense.store import Artifact
 from memdefense.tally import Tally, measured_of
@@ -180,7 +181,6 @@ class Sheet:
         self, row: Row, artifact: Artifact | None, outcomes: Sequence[Outcome], measured: Measured | None = None
     ) -> None:
         row["key"] = artifact.key + row["recipe"][:8] if artifact else digest([row["recipe"], row["error"]])
-        row["provenance"] = self._provenance
         self._tally.add(row, measured)
         if not self._writer:
             return
@@ -235,6 +235,7 @@ class Sheet:
             "seed": seed,
             "point": point,
             "recipe": recipe,
+            "provenance": made_with(self._provenance, registry.versions_of(work.benchmark, defense, attack)),
         }
 
 

@@ -155,6 +155,17 @@ for spec in ("lowercase", "lowercase:percent=50", "dedup+lowercase"):
     checked = _python(code, **path)
     assert checked.split() == ["lowercase", "lowercase:percent=50.0", "dedup+lowercase"]
 
+    # A row says which version of whose plugin it was made with.
+    code = f"""
+import memdefense
+from memdefense.testing import tiny_benchmark
+found = memdefense.run(tiny_benchmark(), "dedup+lowercase", "prefix", store={str(tmp_path / "store")!r}, device="cpu")
+for label in ("none", "dedup+lowercase"):
+    row = next(row for row in found.points if row["defense_label"] == label)
+    print(row["provenance"]["versions"].get("memdefense-lowercase"))
+"""
+    assert _python(code, **path).splitlines()[-2:] == ["None", "0.1.0"]
+
 
 @pytest.fixture
 def broken_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
