@@ -46,7 +46,9 @@ class Unlearn(Defense):
 
     Measured on the planted addresses of our tests, of which 30 of 30 come back before: after three epochs 0 with
     ``npo``, ``ga`` and ``graddiff``, 5 with ``simnpo``, 30 with ``rmu`` and 29 with ``task-vector``. At these
-    defaults the last two hardly act on a model of two layers; their authors tune strength and layer for each model.
+    defaults the last two hardly act on a model of two layers in 20 steps; their authors tune strength and layer for
+    each model. With ``rate=5`` ``rmu`` leaves 0 too, after first raising the perplexity from 6.3 to 12.4 and five
+    epochs later at 6.2, and ``task-vector`` with ``scale=5`` 0 at 5.7.
 
     On version 1 of `mailbox` (two seeds) ``npo`` leaves 0.05 of a leakage of 0.22 at no cost that can be told from
     noise. It also trains on public text, which most other defenses do not.

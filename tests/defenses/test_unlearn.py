@@ -257,13 +257,25 @@ def test_fields_out_of_range_are_refused(make: Callable[[], Unlearn], complaint:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["graddiff", "npo", "simnpo"])
-def test_planted_addresses_stop_coming_back(leaks: Leaks, method: Method) -> None:
-    """After three epochs, held-out letters at most 5 % more perplexing."""
+@pytest.mark.parametrize(
+    ("defense", "point", "cost"),
+    [
+        (Unlearn(method="graddiff"), 3, 1.05),
+        (Unlearn(method="npo"), 3, 1.05),
+        (Unlearn(method="simnpo"), 3, 1.05),
+        (Unlearn(method="ga"), 3, 1.1),  # nothing holds the rest in place
+        # At their defaults these two hardly act on so small a model.
+        (Unlearn(method="rmu", rate=5.0), 5, 1.05),
+        (Unlearn(method="task-vector", scale=5.0), 4, 1.05),
+    ],
+    ids=lambda value: value.method if isinstance(value, Unlearn) else "",
+)
+def test_planted_addresses_stop_coming_back(leaks: Leaks, defense: Unlearn, point: int, cost: float) -> None:
+    """After so many epochs or parts, held-out letters at most so many times as perplexing."""
     ((hits, count, perplexity),) = leaks(Defense())
-    left, of, after = leaks(Unlearn(method=method))[2]
+    left, of, after = leaks(defense)[point - 1]
     assert wilson(left, of)[1] < wilson(hits, count)[0] - 0.3
-    assert after < 1.05 * perplexity
+    assert after < cost * perplexity
 
 
 @pytest.mark.parametrize("method", METHODS)
