@@ -64,7 +64,7 @@ def pool(folders: Sequence[Path], output: Path) -> Results:
     for folder, config in zip(folders[1:], configs[1:], strict=True):
         if differs := _difference(configs[0], config):
             raise DataError(f"{folder} cannot be put together with {folders[0]}: {differs}")
-    rows = _rows(folders)
+    rows = _rows(dict(zip(folders, configs, strict=True)))
     attacks = _attacks([row["attack_spec"] for row, _ in rows])
     _undefended(rows)
     _of_one_make(rows)
@@ -107,11 +107,11 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return "; ".join(f"{name} is {b}, not {a}" for name, (a, b) in pairs.items() if a != b)
 
 
-def _rows(folders: Sequence[Path]) -> list[tuple[Row, Path]]:
+def _rows(folders: Mapping[Path, Mapping[str, Any]]) -> list[tuple[Row, Path]]:
     """The rows of all points, each once, with the folder that has its outcomes."""
     found: dict[tuple[object, ...], tuple[Row, Path]] = {}
-    for folder in folders:
-        for row in latest(row for row in read_rows(folder) if row["row"] == "point"):
+    for folder, config in folders.items():
+        for row in latest(_named(row, config) for row in read_rows(folder) if row["row"] == "point"):
             before, where = found.setdefault(place_of(row), (row, folder))
             if _numbers(before) != _numbers(row):
                 what = f"{row['defense_spec']} under {row['attack_spec']}, seed {row['seed']}, point {row['point']}"
@@ -124,6 +124,14 @@ def _rows(folders: Sequence[Path]) -> list[tuple[Row, Path]]:
     units = {_unit(row) for row, _ in found.values() if not _failed(row)}
     # What failed in one folder and was measured in another did not fail.
     return [(row, folder) for row, folder in found.values() if row["status"] != "error" or _unit(row) not in units]
+
+
+def _named(row: Row, config: Mapping[str, Any]) -> Row:
+    """A row that also says on what data it was measured, as those of older versions do not."""
+    named: Row = {"detector_recall": config["settings"].get("detector_recall", 1.0)}
+    if base := row["provenance"].get("base"):
+        named["data"] = f"{config['corpus']['digest'][:12]}/{base}"
+    return {**named, **row}
 
 
 def _numbers(row: Row) -> tuple[object, ...]:

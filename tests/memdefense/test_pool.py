@@ -118,6 +118,16 @@ def test_what_was_read_again_counts_once(runs: Path, tmp_path: Path) -> None:
     assert told(list(read_rows(tmp_path / "pooled"))) == told(list(read_rows(runs / "both")))
 
 
+def test_rows_of_before_they_named_their_data_stand_in_one_table_with_others(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "first", tmp_path / "old")
+    rows = [json.loads(line) for line in (tmp_path / "old" / "results.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["data"], row["detector_recall"]
+    (tmp_path / "old" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pool([tmp_path / "old", runs / "second"], tmp_path / "pooled")
+    assert told(list(read_rows(tmp_path / "pooled"))) == told(list(read_rows(runs / "both")))
+
+
 def test_runs_that_do_not_fit_are_named(runs: Path, tmp_path: Path) -> None:
     measured(tmp_path, "longer", training={"learning_rate": 1e-4})
     with pytest.raises(DataError, match=r"training's learning_rate is 0\.0001, not"):
