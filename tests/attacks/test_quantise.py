@@ -100,7 +100,7 @@ def test_it_is_prefix_on_the_rounded_weights_and_leaves_its_target_alone(store: 
     expected = list(Prefix().run(LocalTarget(rounded), CORPUS, lab_of(store, tiny_lm)))
     assert found == expected
     assert lm.digest() == before
-    assert Quantise().score(found) == Prefix().score(found)
+    assert repr(Quantise().score(found)) == repr(Prefix().score(found))  # NaN is not equal to itself
     assert Quantise().terms(found) == Prefix().terms(found)
 
 
