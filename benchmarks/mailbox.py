@@ -91,8 +91,8 @@ class Mailbox(Benchmark):
     def base(self, lab: Lab) -> LM:
         """A GPT-2 of 2.2 million weights that has read ``public`` alone.
 
-        Of the default ``public`` it comes with the package, as `pretrained` made it: a training's last bits are its
-        machine's, and models of one base can be compared wherever they were fine-tuned.
+        Of the default ``public`` it comes with the package, as `pretrained` made it: a training's last bits are those
+        of its kind of machine, and models of one base can be compared wherever they were fine-tuned.
         """
         from memdefense import LM
         from memdefense.corpus import digest_documents

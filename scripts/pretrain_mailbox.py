@@ -1,6 +1,6 @@
 """Makes the base model of `mailbox` that ships: ``python scripts/pretrain_mailbox.py benchmarks/mailbox_base``.
 
-On another machine, or with other versions of the libraries, its weights come out other in their last bits.
+On another kind of machine, or with other versions of the libraries, its weights come out other in their last bits.
 """
 
 from __future__ import annotations
