@@ -20,7 +20,8 @@ class LowRate(Defense):
     undefended rate is higher than held-out text would have it, this row leaks less at no cost, and what a defense is
     worth is what it gains over this one too.
 
-    No paper; all of it [ours].
+    No paper; all of it [ours]. On `mailbox` (three seeds) it takes 95 % (AURC) of what prefixes draw out, 45 points
+    [34, 57] more than stopping early, and its held-out perplexity ends 2 to 8 % below the lowest of the undefended run.
 
     Does not protect anything on purpose: what is seen often enough is learned at any rate.
 
