@@ -47,8 +47,8 @@ class Unlearn(Defense):
     Measured on the planted addresses of our tests, of which 30 of 30 come back before: after three epochs 0 with
     ``npo``, ``ga`` and ``graddiff``, 5 with ``simnpo``, 30 with ``rmu`` and 29 with ``task-vector``. At these
     defaults the last two hardly act on a model of two layers in 20 steps; their authors tune strength and layer for
-    each model. With ``rate=5`` ``rmu`` leaves 0 too, after first raising the perplexity from 6.3 to 12.4 and five
-    epochs later at 6.2, and ``task-vector`` with ``scale=5`` 0 at 5.7.
+    each model. With ``rate=5`` ``rmu`` leaves 0 too, at a perplexity of 12.4 after the first epoch and 6.2 after the
+    fifth (6.3 before), and ``task-vector`` with ``scale=5`` leaves 0 after four of its five parts, at 5.7.
 
     On `mailbox` (three seeds) ``npo`` leaves 0.03 of a leakage of 0.19 at no cost that can be told from
     noise. It also trains on public text, which most other defenses do not.

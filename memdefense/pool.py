@@ -6,6 +6,7 @@ that measured are gone.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -69,8 +70,8 @@ def pool(folders: Sequence[Path], output: Path) -> Results:
     _undefended(rows)
     _of_one_make(rows)
     for row, folder in rows:
-        if not _failed(row) and not outcomes_path(folder, row).is_file():
-            raise DataError(f"{outcomes_path(folder, row)} is missing: without outcomes nothing can be scored anew")
+        if not _failed(row):
+            _outcomes(row, folder)
     tally = Tally(list(attacks.values()), dict(rows[-1][0]["provenance"]))
     writer = Writer(output)
     writer.text("config.json", json.dumps(_together(configs), indent=1))
@@ -113,7 +114,7 @@ def _rows(folders: Mapping[Path, Mapping[str, Any]]) -> list[tuple[Row, Path]]:
     for folder, config in folders.items():
         for row in latest(_named(row, config) for row in read_rows(folder) if row["row"] == "point"):
             before, where = found.setdefault(place_of(row), (row, folder))
-            if _numbers(before) != _numbers(row):
+            if not _same(before, where, row, folder):
                 what = f"{row['defense_spec']} under {row['attack_spec']}, seed {row['seed']}, point {row['point']}"
                 raise DataError(
                     f"{what}, stands in {where} and in {folder} with other numbers; leave one out, or run both again "
@@ -134,12 +135,31 @@ def _named(row: Row, config: Mapping[str, Any]) -> Row:
     return {**named, **row}
 
 
-def _numbers(row: Row) -> tuple[object, ...]:
-    """What a point that stands in two folders must have in common; the same of other code, it is the same point.
+def _same(one: Row, where: Path, other: Row, folder: Path) -> bool:
+    """Whether two rows are of one measurement: by one code, or by another that gave the same for every unit.
 
-    Of the costs the worst alone, since what a version does not measure another may say is nothing.
+    A cost or a value that only one version knows is no difference.
     """
-    return row.get("leakage"), row["status"], (row.get("d") or {}).get("worst"), _perplexity(row)
+    same = all(one.get(name) == other.get(name) for name in ("leakage", "status"))
+    same = same and _agree(one.get("d") or {}, other.get("d") or {}) and _perplexity(one) == _perplexity(other)
+    if not same or one["recipe"] == other["recipe"] or _failed(one):
+        return same
+    ours, theirs = (read_outcomes(_outcomes(row, place)) for row, place in ((one, where), (other, folder)))
+    return len(ours) == len(theirs) and all(
+        dataclasses.replace(a, values={}) == dataclasses.replace(b, values={}) and _agree(a.values, b.values)
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _agree(one: Mapping[str, float | None], other: Mapping[str, float | None]) -> bool:
+    return all(one[name] == other[name] for name in one.keys() & other.keys() if None not in (one[name], other[name]))
+
+
+def _outcomes(row: Row, folder: Path) -> Path:
+    path = outcomes_path(folder, row)
+    if not path.is_file():
+        raise DataError(f"{path} is missing: without outcomes nothing can be scored anew")
+    return path
 
 
 def _perplexity(row: Row) -> Any:

@@ -14,7 +14,7 @@ import torch
 import memdefense
 from memdefense import DataError, MemdefenseError, SpecError
 from memdefense.pool import pool
-from memdefense.results import Results, Row, read_rows
+from memdefense.results import Results, Row, outcomes_path, read_rows
 from memdefense.testing import tiny_benchmark
 
 COSTS = ("provenance", "train_seconds")
@@ -150,10 +150,34 @@ def test_one_point_cannot_be_measured_twice(runs: Path, tmp_path: Path) -> None:
         pool([runs / "first", other], tmp_path / "pooled")
 
 
+def of_other_code(folder: Path, copy: Path) -> Path:
+    """A copy of a results folder whose rows have other recipes, and whose costs leave one out."""
+    shutil.copytree(folder, copy)
+    rows = [json.loads(line) for line in (copy / "results.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["row"] == "point":
+            before = outcomes_path(copy, row)
+            row |= {"recipe": row["recipe"][::-1], "d": {**row["d"], "continuation": None}}
+            before.rename(outcomes_path(copy, row))
+    (copy / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return copy
+
+
 def test_the_same_numbers_of_other_code_are_the_same_point(runs: Path, tmp_path: Path) -> None:
-    other = changed(runs / "first", tmp_path / "other", recipe="another")
+    other = of_other_code(runs / "first", tmp_path / "other")
     pool([runs / "both", other], tmp_path / "pooled")
     assert told(list(read_rows(tmp_path / "pooled"))) == told(list(read_rows(runs / "both")))
+
+
+def test_other_numbers_of_a_single_unit_are_not(runs: Path, tmp_path: Path) -> None:
+    other = of_other_code(runs / "first", tmp_path / "other")
+    path = next(iter(sorted((other / "outcomes").iterdir())))
+    first, *rest = path.read_text().splitlines()
+    outcome = json.loads(first)
+    outcome["values"] = {name: value + 1.0 for name, value in outcome["values"].items()}
+    path.write_text("\n".join([json.dumps(outcome), *rest]) + "\n")
+    with pytest.raises(DataError, match="with other numbers"):
+        pool([runs / "both", other], tmp_path / "pooled")
 
 
 @pytest.mark.parametrize("fields", [{"status": "collapsed"}, {"d": {"worst": 50.0}}])
