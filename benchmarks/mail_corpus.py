@@ -17,6 +17,7 @@ from .mail_writer import Show, coded, general, mail, newsletter
 
 CAP = 80  # the largest number of mails a value is shown in, before repetitions within a mail
 CIRCLE = 3  # people who write to each other and to nobody else
+_EACH = 4  # canaries with each number of copies, before those with one
 _DRAWN = "mailbox/1"  # names the draws; another name is another corpus
 _CODE = ("bcdfghjkmnpqrstvwxz", "23456789")
 
@@ -196,7 +197,8 @@ def _secrets(written: Sequence[Text], documents: Sequence[Document], *, member: 
 def _canaries(count: int, documents: int, seed: int, crowd: Iterator[Person]) -> tuple[list[Canary], list[Document]]:
     """The canaries, and the documents of those that the coin put in.
 
-    Copies are 1, 2, 4, ... up to 64, and never more than a fifteenth of the documents, in equal numbers.
+    The first have 1, 2, 4, ... up to 64 copies, and never more than a fifteenth of the documents, `_EACH` of every
+    number. All others have one, which costs the least text for what they tell of epsilon.
     """
     draws = Draws(_DRAWN, seed, "canaries")
     levels = min(7, max(1, documents // 15).bit_length())
@@ -208,7 +210,7 @@ def _canaries(count: int, documents: int, seed: int, crowd: Iterator[Person]) ->
             pass
         codes.add(code)
         text, prefix = coded(next(crowd), next(crowd), code, draws)
-        count_of, member = 1 << number % levels, draws.coin()
+        count_of, member = 1 << number % levels if number < _EACH * levels else 1, draws.coin()
         names = tuple(_opaque("d-", seed, "canary", number, copy) for copy in range(count_of)) if member else ()
         planted.append(Canary(f"canary-{number:03d}", names, prefix, code, count_of, member))
         copies += [Document(each, text.text, text.author) for each in names]

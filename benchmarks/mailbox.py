@@ -40,7 +40,7 @@ class Mailbox(Benchmark):
         documents: texts in ``train`` before canaries, and in ``public``; ``held_out`` has a third of it, ``general`` a
             fifth.
         seed: of the corpus; the run's seed changes the training and not the data.
-        canaries: planted codes with 1 to 64 copies, half of them put in on average.
+        canaries: planted codes, half of them put in on average: the first 28 with 1 to 64 copies, the others with one.
         hard: percent of the mentions in forms the detector misses: broken over a line, "at/dot", split digits.
         newsletters: percent of a split that are copies of a few newsletter issues.
         duplicates: percent of a split that are exact copies of a mail.
@@ -52,11 +52,11 @@ class Mailbox(Benchmark):
 
     name: ClassVar[str] = "mailbox"
     summary: ClassVar[str] = "Synthetic business mail with twins, hard forms and canaries; embedded, no download."
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
 
     documents: int = 1000
     seed: int = 0
-    canaries: int = 28
+    canaries: int = 100
     hard: int = 20
     newsletters: int = 10
     duplicates: int = 3
@@ -84,12 +84,11 @@ class Mailbox(Benchmark):
     def config(self) -> TrainConfig:
         from memdefense import TrainConfig
 
-        # As long as held-out perplexity falls, and no longer: at the end it is within 1 % of its lowest (three seeds),
-        # and nine in ten of the values that occur more than 16 times are extracted.
-        # The rate is higher than held-out text would have it: 7e-4 over eight passes ends at a perplexity of 10.1 where
-        # this ends at 11.1, and memorises nearly as much (51 and 58 of 300 values; one run each, seed 100), for 1.6
-        # times the time. Hence the row of low-rate, which every gain is to be read against.
-        return TrainConfig(epochs=5.0, learning_rate=2e-3, warmup_steps=20, batch_size=8, block_size=256)
+        # What held-out text chooses, on seeds that no table uses: of 2e-3, 1e-3, 7e-4 and 5e-4 over five, eight and twelve
+        # passes 5e-4 over eight ends at the lowest perplexity and 7e-4 one percent above it; it memorises half as much
+        # again. At the end perplexity is at its lowest, and nine in ten of the values that occur more than 16 times are
+        # extracted: what leaks here leaks from a model that nobody would have stopped earlier.
+        return TrainConfig(epochs=8.0, learning_rate=7e-4, warmup_steps=20, batch_size=8, block_size=256)
 
     def base(self, lab: Lab) -> LM:
         """A GPT-2 of 2.2 million weights that has read ``public`` alone.
@@ -112,6 +111,6 @@ class Mailbox(Benchmark):
         from memdefense.small_model import untrained
 
         fresh = untrained(lab.public, vocabulary=2048, layers=4, width=192, heads=3, context=256, seed=0)
-        pretraining = dataclasses.replace(self.config, warmup_steps=50, checkpoints=1)
+        pretraining = dataclasses.replace(self.config, epochs=5.0, learning_rate=2e-3, warmup_steps=50, checkpoints=1)
         *_, last = lab.fit(fresh, lab.public, config=pretraining)
         return last.model

@@ -23,12 +23,12 @@ from memdefense.errors import ModelError
 from memdefense.small_model import untrained
 from memdefense.store import Store
 
-DEFAULT = "b24d462aa89d160d37e64c823e7db558789b8070cfeb90b5c4916bc1c18849c0"
-SMALL = "280ebc84bf22a70c14b937c68cebd124d150098c6a0adf5315d60a4d6f77027e"
+DEFAULT = "1ca09a678998bcff84512ed4112e372a054d3a8ecebe67f3c90938f31668c4ae"
+SMALL = "66e22fdcbe0c3c9d82f75250c03fedfc0f3992a3c12b7bbe5c247cee51e6308e"
 
 
 @functools.cache
-def built(documents: int = 1000, seed: int = 0, canaries: int = 28) -> Corpus:
+def built(documents: int = 1000, seed: int = 0, canaries: int = 100) -> Corpus:
     corpus: Corpus = Mailbox(documents=documents, seed=seed, canaries=canaries).corpus()
     return corpus
 
@@ -355,7 +355,9 @@ def test_texts_look_like_mail() -> None:
 
 def test_canaries_are_planted_as_the_key_says() -> None:
     corpus = built()
-    assert collections.Counter(canary.copies for canary in corpus.canaries) == {2**k: 4 for k in range(7)}
+    copies = collections.Counter(canary.copies for canary in corpus.canaries)
+    assert copies == {1: 4 + 72} | {2**k: 4 for k in range(1, 7)}
+    assert built(canaries=28).canaries == corpus.canaries[:28]
     train = collections.Counter(document.text for document in corpus.train)
     ids = {document.id: document.text for document in corpus.train}
     views = [everything(split) for split in (corpus.public, corpus.train, corpus.held_out)]
