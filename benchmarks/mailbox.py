@@ -84,8 +84,8 @@ class Mailbox(Benchmark):
     def config(self) -> TrainConfig:
         from memdefense import TrainConfig
 
-        # What held-out text chooses, on seeds that no table uses: of 2e-3, 1e-3, 7e-4 and 5e-4 over five, eight and twelve
-        # passes 5e-4 over eight ends at the lowest perplexity and 7e-4 one percent above it; it memorises half as much
+        # What held-out text chooses, on a seed that no table uses: of rates from 2e-3 to 5e-4, five to twelve passes,
+        # eight at 5e-4 end at the lowest perplexity, eight at 7e-4 one percent above it, and memorise half as much
         # again. At the end perplexity is at its lowest, and nine in ten of the values that occur more than 16 times are
         # extracted: what leaks here leaks from a model that nobody would have stopped earlier.
         return TrainConfig(epochs=8.0, learning_rate=7e-4, warmup_steps=20, batch_size=8, block_size=256)
