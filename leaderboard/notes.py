@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from memdefense.published import Claim, claim_lines
 from memdefense.results import Row, model_free_line
 
-from .cells import last_points, mean, number
+from .cells import interval, last_points, mean, number, rank
 
 _BUDGET = 20  # percent of utility, where areas end
 _OF_UTILITY = ("perplexity", "utility kept")  # published figures that have no attack
@@ -29,6 +29,7 @@ def notes_of(group: Sequence[Row], points: Sequence[Row], claims: Sequence[Claim
         *_left_out(group),
         *_not_played(group),
         *_front(group),
+        *_trivial(group),
         *_beside(group),
         *_before(group),
     ]
@@ -77,6 +78,22 @@ def _front(group: Sequence[Row]) -> list[str]:
             highest = reduction
             found.append(f"{name} (d {delta:.1f}, {reduction:.0f} % taken away)")
     return [f"Pareto front of all points up to d = {_BUDGET} %, which flatters: {', '.join(found)}"] if found else []
+
+
+def _trivial(group: Sequence[Row]) -> list[str]:
+    """How arms that beat early stopping stand to the best of the trivial rows that do, by pairs and without Holm."""
+    ahead = [entry for entry in group if ((entry.get("gain") or {}).get("value") or 0) > 0]
+    rivals = sorted((entry for entry in ahead if entry.get("family") == "trivial"), key=rank)
+    if not rivals:
+        return []
+    best = rivals[0]["defense_label"]
+    pairs = {entry["defense_label"]: (entry.get("versus") or {}).get(best) for entry in ahead if entry not in rivals}
+    found = [f"{label} {_flat(pair)}" for label, pair in pairs.items() if pair]
+    return [f"AURC less that of {best}, the best of the trivial rows: {', '.join(found)}"] if found else []
+
+
+def _flat(pair: dict[str, float]) -> str:
+    return interval({**pair, "value": pair["difference"]}, 0, 0, sign=True).replace("\n", " ")
 
 
 def _runs(group: Sequence[Row]) -> list[str]:

@@ -389,6 +389,25 @@ def test_the_front_is_of_points_that_nothing_beats_within_the_budget(printed: Pr
     assert "dear" not in text
 
 
+def test_arms_are_held_against_the_best_trivial_row_that_beats_early_stopping(printed: Printed) -> None:
+    def versus(difference: float, low: float, high: float) -> dict[str, Any]:
+        return {"difference": difference, "low": low, "high": high, "holm": 1.0}
+
+    rows = [
+        entry("none"),
+        entry("shuffle", (12.0, 2.0, 22.0), family="trivial", aurc=score(52.0, 40.0, 60.0)),
+        entry("low-rate", (20.0, 10.0, 30.0), family="trivial", aurc=score(60.0, 50.0, 70.0)),
+        entry("rmft", (23.4, 13.0, 33.0), versus={"low-rate": versus(3.4, -2.2, 8.6), "shuffle": versus(11, 1, 21)}),
+        entry("dedup", (-3.0, -9.0, 3.0), versus={"low-rate": versus(-23.0, -30.0, -16.0)}),
+        point("none", 0.5),
+    ]
+    text = " ".join(printed(rows, 400).split())
+    assert "AURC less that of low-rate, the best of the trivial rows: rmft +3 [-2,9]" in text
+    assert "dedup -23" not in text, "what early stopping beats needs no other rival"
+    behind = [entry("none"), entry("refuse", (-5.0, -9.0, -1.0), family="trivial"), *rows[3:]]
+    assert "trivial rows" not in printed(behind, 400), "a trivial row behind early stopping is no rival"
+
+
 def test_an_arm_whose_cost_is_not_known_is_named(printed: Printed) -> None:
     unknown = {"perplexity": 0.0, "continuation": None, "copy": None, "worst": None}
     rows = [entry("none"), entry("refuse"), point("none"), point("refuse", d=unknown)]
