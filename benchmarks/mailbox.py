@@ -84,11 +84,12 @@ class Mailbox(Benchmark):
     def config(self) -> TrainConfig:
         from memdefense import TrainConfig
 
-        # What held-out text chooses, on a seed that no table uses: of rates from 2e-3 to 5e-4, five to twelve passes,
-        # eight at 5e-4 end at the lowest perplexity, eight at 7e-4 one percent above it, and memorise half as much
-        # again. At the end perplexity is at its lowest, and nine in ten of the values that occur more than 16 times are
-        # extracted: what leaks here leaks from a model that nobody would have stopped earlier.
-        return TrainConfig(epochs=8.0, learning_rate=7e-4, warmup_steps=20, batch_size=8, block_size=256)
+        # What held-out text chooses, on a seed that no table uses. Of the rates and passes tried (2e-3 to 5e-4, five to
+        # twelve) these end within 2 % of the lowest perplexity of all, and at the lowest of their own; by then seven in
+        # eight of the values that occur more than 16 times are extracted. So what leaks here leaks from a model that
+        # nobody would have stopped earlier. Eight passes at 7e-4 memorise a sixth more at the same perplexity, and take
+        # half as long again.
+        return TrainConfig(epochs=6.0, learning_rate=1e-3, warmup_steps=20, batch_size=8, block_size=256)
 
     def base(self, lab: Lab) -> LM:
         """A GPT-2 of 2.2 million weights that has read ``public`` alone.
