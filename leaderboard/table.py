@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -15,9 +15,10 @@ from rich.text import Text
 
 from memdefense.errors import DataError
 from memdefense.published import published
-from memdefense.results import Row, latest
+from memdefense.results import Row
 
 from .cells import TPR, cells, columns, number, rank
+from .groups import data_of, points_of, setting_of, tables_of
 from .matrix import matrix_of
 from .notes import notes_of
 
@@ -66,17 +67,15 @@ def print_tables(rows: Sequence[Row], *, points: bool = False, markdown: bool = 
     if not console.is_terminal:  # a file or a pipe has no width; rich would take 80
         console.width = max(console.width, _WIDTH)
     claims = published()
-    entries = {_place(row): row for row in rows if row["row"] == "entry"}
-    if not entries:
-        raise DataError("these results hold no entry yet: the run was interrupted; run the same command again")
-    for title, group in _grouped(list(entries.values())):
+    tables = tables_of(rows)
+    for title, group in tables:
         if group[0].get("attacks"):
-            same = [entry for entry in entries.values() if _data(entry) == _data(group[0])]
-            name = f"{_setting(group[0])} · AURC % by {group[0]['attack_family']} attack, leakage beneath"
+            same = [entry for _, other in tables for entry in other if data_of(entry) == data_of(group[0])]
+            name = f"{setting_of(group[0])} · AURC % by {group[0]['attack_family']} attack, leakage beneath"
             (_print_markdown if markdown else _print_table)(console, name, *matrix_of(group, same))
             if not markdown:
                 console.print()
-        mine = _points_of(group[0], rows)
+        mine = points_of(group[0], rows)
         names, lines = columns(group, mine), [cells(entry, group, mine) for entry in sorted(group, key=rank)]
         overfit = max((row.get("overfit_percent") or 0.0 for row in mine), default=0.0)
         heading = title + (
@@ -152,41 +151,3 @@ def _print_points(console: Console, rows: Sequence[Row]) -> None:
             row["status"],
         )
     console.print(table)
-
-
-def _grouped(entries: Sequence[Row]) -> Iterator[tuple[str, list[Row]]]:
-    """Entries by table; of a benchmark and model, the worst attacks of the families come first."""
-    ordered = sorted(entries, key=lambda entry: (_data(entry), not entry.get("attacks")))
-    ordered = [entry for place in dict.fromkeys(map(_data, entries)) for entry in ordered if _data(entry) == place]
-    for title, place in dict.fromkeys((_title(entry), _data(entry)) for entry in ordered):
-        yield title, [entry for entry in entries if (_title(entry), _data(entry)) == (title, place)]
-
-
-def _points_of(entry: Row, rows: Sequence[Row]) -> list[Row]:
-    """The points that a table's entries rest on."""
-    specs = entry.get("attacks") or [entry["attack_spec"]]
-    return latest(
-        row for row in rows if row["row"] == "point" and _data(row) == _data(entry) and row["attack_spec"] in specs
-    )
-
-
-def _setting(row: Row) -> str:
-    recall = row.get("detector_recall") or 1.0
-    detector = f" · detector recall {recall:g}" if recall < 1 else ""
-    return f"{row['benchmark']} v{row['benchmark_version']} · {row['model']}{detector}"
-
-
-def _data(row: Row) -> tuple[str, str]:
-    """What must be the same for rows to stand in one table: two files of one name are two data sets."""
-    return _setting(row), row.get("data") or ""
-
-
-def _title(row: Row) -> str:
-    attack = row["attack_spec"]
-    if row.get("attacks"):
-        attack = f"worst {row['attack_family']} attack of {', '.join(row['attacks'])}"
-    return f"{_setting(row)} · {attack} ({row['access']})"
-
-
-def _place(row: Row) -> tuple[str, tuple[str, str], str]:
-    return _title(row), _data(row), str(row["defense_label"])
