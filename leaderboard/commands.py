@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from .figure import Format
 
 
 @click.command()
 @click.argument("results", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--points", is_flag=True, help="Also list every operating point.")
 @click.option("--markdown", is_flag=True, help="Print Markdown instead.")
-def leaderboard(results: tuple[Path, ...], points: bool, markdown: bool) -> None:
+@click.option("--figures", type=click.Path(path_type=Path), help="Also draw every table into this folder.")
+@click.option(
+    "--format", "kind", type=click.Choice(["svg", "pdf", "png"]), default="svg", show_default=True, help="Of figures."
+)
+def leaderboard(results: tuple[Path, ...], points: bool, markdown: bool, figures: Path | None, kind: Format) -> None:
     """Print the MaxTER table of RESULTS folders; without any, the results that come with memdefense."""
     from memdefense.results import read_rows
 
+    from .figure import draw
     from .table import print_tables, shipped
 
     if results:
-        print_tables([row for folder in results for row in read_rows(folder)], points=points, markdown=markdown)
+        rows = [row for folder in results for row in read_rows(folder)]
+        print_tables(rows, points=points, markdown=markdown)
+        if figures:
+            for path in draw(rows, figures, kind):
+                click.echo(f"figure: {path}")
         return
     # Runs that come with memdefense were not made as one, and stand apart.
     files = {path.stem: list(read_rows(path)) for path in shipped()}
@@ -26,6 +39,9 @@ def leaderboard(results: tuple[Path, ...], points: bool, markdown: bool) -> None
     for name, rows in told.items():
         click.echo(f"## {name}\n" if markdown else f"=== {name}\n")
         print_tables(rows, points=points, markdown=markdown, legend=name == list(told)[-1])
+        if figures:
+            for path in draw(rows, figures / name, kind):
+                click.echo(f"figure: {path}")
 
 
 @click.command()

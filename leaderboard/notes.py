@@ -9,7 +9,7 @@ from memdefense.results import Row, model_free_line
 
 from .cells import interval, last_points, mean, number, rank
 
-_BUDGET = 20  # percent of utility, where areas end
+BUDGET = 20  # percent of utility, where areas end
 _OF_UTILITY = ("perplexity", "utility kept")  # published figures that have no attack
 
 
@@ -63,21 +63,26 @@ def _before(group: Sequence[Row]) -> list[str]:
     ]
 
 
-def _front(group: Sequence[Row]) -> list[str]:
-    """The operating points of all arms that none beats in leakage taken away and in cost up to 20 %, over seeds."""
+def front_of(group: Sequence[Row]) -> list[tuple[float, float, str]]:
+    """Cost, share taken away and name of the points of all arms that none beats up to `BUDGET`, means over seeds."""
     points = [
         (point["delta"], point["reduction"], f"{entry['defense_label']} at {label}")
         for entry in group
         for label, point in ((entry.get("plain") or {}).get("points") or {}).items()
-        if point["delta"] is not None and point["reduction"] is not None and point["delta"] <= _BUDGET
+        if point["delta"] is not None and point["reduction"] is not None and point["delta"] <= BUDGET
     ]
-    found: list[str] = []
+    found: list[tuple[float, float, str]] = []
     highest = 0.0  # of doing nothing
     for delta, reduction, name in sorted(points, key=lambda point: (max(point[0], 0.0), -point[1])):
         if reduction > highest:
             highest = reduction
-            found.append(f"{name} (d {delta:.1f}, {reduction:.0f} % taken away)")
-    return [f"Pareto front of all points up to d = {_BUDGET} %, which flatters: {', '.join(found)}"] if found else []
+            found.append((delta, reduction, name))
+    return found
+
+
+def _front(group: Sequence[Row]) -> list[str]:
+    found = [f"{name} (d {delta:.1f}, {reduction:.0f} % taken away)" for delta, reduction, name in front_of(group)]
+    return [f"Pareto front of all points up to d = {BUDGET} %, which flatters: {', '.join(found)}"] if found else []
 
 
 def _trivial(group: Sequence[Row]) -> list[str]:

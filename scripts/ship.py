@@ -3,7 +3,8 @@
 ``python scripts/ship.py`` renews the tables of README.md and leaderboard/RESULTS.md from the rows that ship;
 ``python scripts/ship.py runs/mailbox-1234 mailbox`` first makes leaderboard/results/mailbox.jsonl of that folder's
 entries and of the last point of each arm, attack and seed, and leaderboard/outcomes/mailbox.tar.xz of all that is in
-it, which ``memdefense pool`` scores anew. What the pages say about tables is written by hand.
+it, which ``memdefense pool`` scores anew. What the pages say about tables is written by hand. The figures of the
+default benchmark are drawn into leaderboard/figures.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from memdefense.leaderboard.commands import leaderboard
+from memdefense.leaderboard.figure import draw
 from memdefense.results import Row, latest, read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +78,7 @@ def renew() -> None:
         name, _, body = section.partition("\n")
         made.append(f"## {name}\n\n{words.get(name, '')}\n\n{body.strip()}\n")
     RESULTS.write_text(head + "\n".join(made), encoding="utf-8")
+    draw(list(read_rows(ROOT / "leaderboard" / "results" / "mailbox.jsonl")), ROOT / "leaderboard" / "figures")
 
 
 if __name__ == "__main__":
