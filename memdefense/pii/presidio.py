@@ -21,11 +21,15 @@ _PRESIDIO = {
 }
 
 
-def presidio_detector() -> Detector:
-    """Microsoft Presidio's detector with its default English model: the `KINDS`, names and the rest, dates left out.
+def presidio_detector(model: str = "en_core_web_lg") -> Detector:
+    """Microsoft Presidio's detector with an English spaCy model: the `KINDS`, names and the rest, dates left out.
 
     Entities without a counterpart in `KINDS` keep Presidio's name in lower case (``person``, ``location``); their
-    canonical form is the case-folded text with single spaces. They cannot be given to `fake`.
+    canonical form is the case-folded text with single spaces. They cannot be given to `fake`. Of entities that overlap
+    the one that begins first counts, and of those the longest.
+
+    Args:
+        model: an installed package of spaCy's that tells names and places; the default is Presidio's own.
 
     Raises:
         ModelError: the extra or its language model is not installed.
@@ -33,9 +37,12 @@ def presidio_detector() -> Detector:
     if importlib.util.find_spec("presidio_analyzer") is None:
         raise ModelError("the presidio detector needs an extra: pip install memdefense[presidio]")
     # Presidio would otherwise download the model by itself, and end the process where it cannot.
-    if importlib.util.find_spec("en_core_web_lg") is None:
-        raise ModelError("the presidio detector needs its language model: python -m spacy download en_core_web_lg")
-    engine = importlib.import_module("presidio_analyzer").AnalyzerEngine()
+    if importlib.util.find_spec(model) is None:
+        raise ModelError(f"the presidio detector needs its language model: python -m spacy download {model}")
+    provider = importlib.import_module("presidio_analyzer.nlp_engine").NlpEngineProvider
+    settings = {"nlp_engine_name": "spacy", "models": [{"lang_code": "en", "model_name": model}]}
+    analyzer = importlib.import_module("presidio_analyzer").AnalyzerEngine
+    engine = analyzer(nlp_engine=provider(nlp_configuration=settings).create_engine(), supported_languages=["en"])
 
     def detect(text: str) -> list[Pii]:
         found: list[Pii] = []

@@ -456,9 +456,19 @@ def test_presidio_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_presidio_results_become_pii(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "presidio_analyzer.py").write_text(
+    (tmp_path / "presidio_analyzer").mkdir()
+    (tmp_path / "presidio_analyzer" / "nlp_engine.py").write_text(
+        "class NlpEngineProvider:\n"
+        "    def __init__(self, nlp_configuration):\n"
+        "        (self.model,) = nlp_configuration['models']\n"
+        "    def create_engine(self):\n"
+        "        return self.model['model_name']\n"
+    )
+    (tmp_path / "presidio_analyzer" / "__init__.py").write_text(
         "from types import SimpleNamespace as R\n"
         "class AnalyzerEngine:\n"
+        "    def __init__(self, *, nlp_engine, supported_languages):\n"
+        "        assert (nlp_engine, supported_languages) == ('small_model', ['en'])\n"
         "    def analyze(self, *, text, language):\n"
         "        found = [('PERSON', 0.9, 'Ann  Lee'), ('URL', 0.5, 'fenwick.com'), ('DATE_TIME', 0.6, 'today')]\n"
         "        found += [('EMAIL_ADDRESS', 1.0, 'Ann@fenwick.com')] * (language == 'en')\n"
@@ -470,10 +480,11 @@ def test_presidio_results_become_pii(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     text = "today Ann  Lee <Ann@fenwick.com>"
     with pytest.raises(ModelError, match="spacy download en_core_web_lg"):
         pii.presidio_detector()
-    (tmp_path / "en_core_web_lg.py").write_text("")
+    (tmp_path / "small_model.py").write_text("")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert pii.presidio_detector()(text) == [
+    assert pii.presidio_detector("small_model")(text) == [
         pii.Pii("person", 6, 14, "Ann  Lee", "ann lee"),
         pii.Pii("email", 16, 31, "Ann@fenwick.com", "ann@fenwick.com"),
     ]
-    sys.modules.pop("presidio_analyzer", None)
+    for name in ("presidio_analyzer", "presidio_analyzer.nlp_engine"):
+        sys.modules.pop(name, None)
