@@ -37,8 +37,8 @@ class ELR(Defense):
     No figure for language models is published.
 
     It hardly protects here: of the 40 random passages of our test, four copies each over 14 epochs, a model trained so
-    recites 33 and the undefended one 40, at a perplexity of 6.22 instead of 5.96. On `mailbox` its end
-    leaks 0.166 (three seeds) at a perplexity 29 to 34 % above the best of ordinary training (leaderboard/RESULTS.md).
+    recites 33 and the undefended one 40, at a perplexity of 6.22 instead of 5.96. On `mailbox` (version 2)
+    its end leaks 0.166 (three seeds) at a perplexity 29 to 34 % above the best of ordinary training.
 
     Does not protect what is seen before the target says otherwise: t starts at zero and grows slowly; nor what follows
     from the model's other text. In one epoch every token is met once, with t = 0.3 p: there is no past to hold it back,

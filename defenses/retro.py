@@ -53,9 +53,9 @@ class Retro(Defense):
     Of 30 addresses in four notes each, 30 come back undefended, 3 with weights, 11 with mixing too, at a perplexity of
     6.32, 6.16 and 6.09.
 
-    On `mailbox` (``mix=0``, three seeds) the end of training leaks 0.003 where the undefended leaks 0.189, at 0 to 9 %
-    of perplexity: what stands there many times has itself for a neighbour, and weighs little. The same weights dealt to
-    the tokens at random leave 0.033 at 33 %, and their mean for every token 0.197 at 2 % (one seed).
+    On `mailbox` (version 2, ``mix=0``, three seeds) the end of training leaks 0.003 where the undefended leaks 0.189,
+    at 0 to 9 % of perplexity: what stands there many times has itself for a neighbour, and weighs little. The same
+    weights dealt to the tokens at random leave 0.033 at 33 %, and their mean for every token 0.197 at 2 % (one seed).
 
     Deviates [ours]: the token form. The authors multiply a batch's mean loss by 1 + ``beta`` times its mean -log p_kNN;
     here each item has its own factor. An item is a token of a document read alone, its key what enters the output
