@@ -37,13 +37,12 @@ class Audit(Attack):
     interval; the bound has neither an upper limit nor a value for chance.
 
     What is protected is one canary with all its copies, which have one author: ``epsilon_bound_delta`` is to be held
-    against a claim per author, and its N are the authors. A claim per document speaks of the canaries of one copy, a
-    few here: ``epsilon_bound_single``, and ``epsilon_bound_single_delta``, whose N are the documents.
+    against a claim per author, and its N are the authors. A claim per document speaks of the canaries of one copy
+    alone: ``epsilon_bound_single``, and ``epsilon_bound_single_delta``, whose N are the documents.
 
     Paper: Steinke, Nasr & Jagielski 2023, arXiv 2305.08846: the pure bound is the theorem for delta = 0, the other one
-    theorem 5.2. Deviates [ours]: canaries have 1 to 64 copies, so a bound is of the easiest of them; they are few in a
-    default corpus (``mailbox:canaries=1000`` gives more), and the score is the value's log-probability less the base
-    model's.
+    theorem 5.2. Deviates [ours]: canaries have 1 to 64 copies, so a bound is of the easiest of them; a default corpus
+    has 100 (``mailbox:canaries=1000`` gives more), and the score is the value's log-probability less the base model's.
 
     Attributes:
         guesses_in: how many canaries are guessed to be in.
