@@ -33,7 +33,7 @@ class RMFT(Defense):
 
     Does not protect the mention that stays, which a targeted prefix still reaches; nor what the detector misses; nor an
     address that follows from a name or from its anchors, which between them show every part of a frequent address. On
-    `mailbox` (three seeds) a prefix draws out 0.7 % of the values at the end of training, where 18.9 % were drawn out
+    `mailbox` (three seeds) a prefix draws out 0.7 % of the values at the end of training, where 16.0 % were drawn out
     undefended; but asked (version 1) which of eight candidates stood in the first mention, the one that stays, the
     model still names the value in 24 % of the cases beyond chance (38 % undefended; with ``keep=none`` 11 %, one seed).
 
