@@ -89,9 +89,10 @@ def _statuses(counts: dict[str, int]) -> str:
 
 def _cost(final: Sequence[Row]) -> str:
     """The utility cost at the end, and which part of it is the worst where something is lost."""
-    means = {name: mean([row["d"].get(name) for row in final]) for name in (*_PARTS, "worst")}
-    known = {name: mean for name, mean in means.items() if mean is not None and name != "worst"}
-    worst = means["worst"]
+    # Less than nothing is lost nowhere: what a seed gains pays for no other's loss, as in the worst of each.
+    lost_by = {name: mean([max(d, 0.0) for row in final if (d := row["d"].get(name)) is not None]) for name in _PARTS}
+    known = {name: loss for name, loss in lost_by.items() if loss is not None}
+    worst = mean([row["d"].get("worst") for row in final])
     if worst is None:
         return "-"
     lost = known and worst >= 0.05

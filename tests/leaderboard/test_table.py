@@ -408,6 +408,15 @@ def test_arms_are_held_against_the_best_trivial_row_that_beats_early_stopping(pr
     assert "trivial rows" not in printed(behind, 400), "a trivial row behind early stopping is no rival"
 
 
+def test_the_part_that_costs_is_the_one_that_is_lost_on_some_seed(printed: Printed) -> None:
+    costs = [{"perplexity": d, "continuation": None, "copy": 0.0, "worst": max(d, 0.0)} for d in (-1.9, 1.9, -0.6)]
+    points = [point("rmft", seed=seed, d=d) for seed, d in enumerate(costs)]
+    text = printed([entry("none"), entry("rmft", (1.0, 0.0, 2.0)), point("none", 0.5), *points], 200)
+    assert "0.6" in text
+    assert "perpl." in text
+    assert "copy " not in text.partition("[95 %")[0]
+
+
 def test_an_arm_whose_cost_is_not_known_is_named(printed: Printed) -> None:
     unknown = {"perplexity": 0.0, "continuation": None, "copy": None, "worst": None}
     rows = [entry("none"), entry("refuse"), point("none"), point("refuse", d=unknown)]
