@@ -40,7 +40,8 @@ class Mailbox(Benchmark):
         documents: texts in ``train`` before canaries, and in ``public``; ``held_out`` has a third of it, ``general`` a
             fifth.
         seed: of the corpus; the run's seed changes the training and not the data.
-        canaries: planted codes, half of them put in on average: the first 28 with 1 to 64 copies, the others with one.
+        canaries: planted codes, half of them put in on average: the first 28 (of fewer documents, fewer) with 1 to 64
+            copies, the others with one.
         hard: percent of the mentions in forms the detector misses: broken over a line, "at/dot", split digits.
         newsletters: percent of a split that are copies of a few newsletter issues.
         duplicates: percent of a split that are exact copies of a mail.
@@ -84,11 +85,10 @@ class Mailbox(Benchmark):
     def config(self) -> TrainConfig:
         from memdefense import TrainConfig
 
-        # What held-out text chooses, on a seed that no table uses. Of the rates and passes tried (2e-3 to 5e-4, five to
-        # twelve) these end within 2 % of the lowest perplexity of all, and at the lowest of their own; by then seven in
-        # eight of the values that occur more than 16 times are extracted. So what leaks here leaks from a model that
-        # nobody would have stopped earlier. Eight passes at 7e-4 memorise a sixth more at the same perplexity, and take
-        # half as long again.
+        # Chosen on a seed that no table uses, one run each, among three that held-out text likes about equally: five or
+        # six passes at 1e-3 and eight at 7e-4 end at perplexities of 9.63, 9.76 and 9.67, the lowest of their own runs.
+        # Five leave a quarter of the values that occur more than 16 times, eight take half as long again as six. On
+        # version 2, 2e-3 ended a tenth higher than 7e-4. What leaks here leaks where nobody would have stopped earlier.
         return TrainConfig(epochs=6.0, learning_rate=1e-3, warmup_steps=20, batch_size=8, block_size=256)
 
     def base(self, lab: Lab) -> LM:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from memdefense.results import Row
+
     from .figure import Format
 
 
@@ -23,15 +25,13 @@ def leaderboard(results: tuple[Path, ...], points: bool, markdown: bool, figures
     """Print the MaxTER table of RESULTS folders; without any, the results that come with memdefense."""
     from memdefense.results import read_rows
 
-    from .figure import draw
     from .table import print_tables, shipped
 
     if results:
         rows = [row for folder in results for row in read_rows(folder)]
         print_tables(rows, points=points, markdown=markdown)
         if figures:
-            for path in draw(rows, figures, kind):
-                click.echo(f"figure: {path}")
+            _draw(rows, figures, kind)
         return
     # Runs that come with memdefense were not made as one, and stand apart.
     files = {path.stem: list(read_rows(path)) for path in shipped()}
@@ -40,8 +40,14 @@ def leaderboard(results: tuple[Path, ...], points: bool, markdown: bool, figures
         click.echo(f"## {name}\n" if markdown else f"=== {name}\n")
         print_tables(rows, points=points, markdown=markdown, legend=name == list(told)[-1])
         if figures:
-            for path in draw(rows, figures / name, kind):
-                click.echo(f"figure: {path}")
+            _draw(rows, figures / name, kind)
+
+
+def _draw(rows: list[Row], folder: Path, kind: Format) -> None:
+    from .figure import draw
+
+    for path in draw(rows, folder, kind):
+        click.echo(f"figure: {path}")
 
 
 @click.command()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 from memdefense.errors import DataError, ModelError
 from memdefense.results import Row
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 Look = tuple[str, str]
 """Colour and marker."""
 Format = Literal["svg", "pdf", "png"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 # Colours that are told apart by everybody (Okabe and Ito 2008), and in grey by their markers.
 _LOOKS = (
     ("#0072B2", "o"),
@@ -118,7 +118,7 @@ def figure_of(title: str, group: Sequence[Row], looks: Mapping[str, Look]) -> Fi
 
     shown = sorted(filter(_drawable, group), key=rank)
     figure = Figure(figsize=(7.2, max(3.0, 1.4 + 0.17 * len(shown))), layout="constrained")
-    figure.suptitle(_folded(title), fontsize=8.0, x=0.01, ha="left")
+    figure.suptitle("\n".join(textwrap.wrap(title, 120)), fontsize=8.0, x=0.01, ha="left")
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1.0))
     _points(left, shown, looks)
     _gains(right, shown, looks)
@@ -194,9 +194,3 @@ def _name(entry: Row, taken: Sequence[str]) -> str:
     name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts))).strip("-")
     number = 1 + sum(re.fullmatch(re.escape(name) + r"(-\d+)?", other) is not None for other in taken)
     return name if number == 1 else f"{name}-{number}"
-
-
-def _folded(title: str) -> str:
-    import textwrap
-
-    return "\n".join(textwrap.wrap(title, 120))

@@ -20,8 +20,8 @@ def tables_of(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
     entries = list({_place(row): row for row in rows if row["row"] == "entry"}.values())
     if not entries:
         raise DataError("these results hold no entry yet: the run was interrupted; run the same command again")
-    ordered = sorted(entries, key=lambda entry: (data_of(entry), not entry.get("attacks")))
-    ordered = [entry for place in dict.fromkeys(map(data_of, entries)) for entry in ordered if data_of(entry) == place]
+    places = list(dict.fromkeys(map(data_of, entries)))
+    ordered = sorted(entries, key=lambda entry: (places.index(data_of(entry)), not entry.get("attacks")))
     names = dict.fromkeys((_title(entry), data_of(entry)) for entry in ordered)
     return [
         (title, [entry for entry in entries if (_title(entry), data_of(entry)) == (title, place)])
