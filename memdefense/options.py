@@ -87,13 +87,15 @@ def config_file(ctx: click.Context, param: click.Parameter, value: str | None) -
     import tomllib
 
     path = Path(value)
+    if path.suffix not in (".toml", ".json"):
+        raise click.UsageError(f"--config takes a .toml or a .json file of option names, not {path}")
     try:
         text = path.read_text(encoding="utf-8")
         given = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise click.UsageError(f"cannot read --config {path}: {error.strerror}") from error
     except ValueError as error:
-        raise click.UsageError(f"--config {path} is no {path.suffix[1:].upper() or 'TOML'}: {error}") from error
+        raise click.UsageError(f"--config {path} is no {path.suffix[1:].upper()}: {error}") from error
     if not isinstance(given, dict):
         raise click.UsageError(f"--config {path} holds no options by name")
     from memdefense.errors import hint

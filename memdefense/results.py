@@ -56,6 +56,7 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / "results.jsonl"
+        self._made = [each for each in (folder / "outcomes", folder, *folder.parents) if not each.exists()]
         with self._writing():
             (folder / "outcomes").mkdir(parents=True, exist_ok=True)
             if self._path.exists():
@@ -80,10 +81,10 @@ class Writer:
                 os.close(descriptor)
 
     def forget(self) -> None:
-        """Takes an empty folder away again: what it was made for cannot even begin."""
+        """Takes the folders made here away again, where they are empty: what they were for cannot even begin."""
         if not self._seen and not self._path.stat().st_size:
             self._path.unlink()
-            for folder in (self.folder / "outcomes", self.folder):
+            for folder in self._made:
                 with contextlib.suppress(OSError):  # something of the user's is in it
                     folder.rmdir()
 

@@ -149,6 +149,7 @@ def test_store_that_cannot_be_made_names_the_flag(invoke: Invoke, tmp_path: Path
         ("c.toml", "[training]\nepochs = 3", "unknown key 'training'"),
         ("c.toml", "epochs = ", "is no TOML"),
         ("c.json", "{", "is no JSON"),
+        ("c.yaml", "epochs: 3", "takes a .toml or a .json file"),
         ("c.json", "[1]", "holds no options by name"),
         ("c.toml", 'epochs = "many"', "'many' is not a valid float"),
         ("c.toml", 'config = "other.toml"', "unknown key 'config'"),

@@ -441,7 +441,7 @@ def test_what_was_reused_need_not_be_written_down(tmp_path: Path) -> None:
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
-    for place in ("new", "kept"):
+    for place in ("runs/new", "kept"):
         out = tmp_path / place
         if place == "kept":
             out.mkdir()
@@ -451,6 +451,7 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
                 tiny_benchmark(), "rmft", "prefix", model="./nothing-here", store=str(tmp_path / "s"), output=str(out)
             )
         assert out.exists() is (place == "kept")
+    assert not (tmp_path / "runs").exists()
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["mine.txt"]
 
 
