@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import re
 import textwrap
 import time
@@ -155,11 +156,15 @@ def print_explanation(folder: Path, key: str | None) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("", "kind", "what", "key", "why"):
         table.add_column(column, overflow="fold")
-    made = {manifest["key"]: float(str(manifest["made"])) for manifest in manifests}
-    for event in events:
+    made = {str(manifest["key"]): float(str(manifest["made"])) for manifest in manifests}
+    once = {(event["what"], event["key"]): event for event in events}
+    first = {event["key"]: event["what"] for event in reversed(events)}
+    for event in once.values():
         parts = event["parts"]
         if event["what"] != "reused":
-            why = _why(event, manifests)
+            earlier = [m for m in manifests if made[str(m["key"])] < made.get(event["key"], math.inf)]
+            # What was there and had to be made all the same could not be read.
+            why = "what the store held was damaged" if first[event["key"]] == "reused" else _why(event, earlier)
         elif event["key"] in made:  # shortly before, where another process of the run made it
             why = time.strftime("unchanged, made %Y-%m-%d %H:%M", time.localtime(made[event["key"]]))
         else:
@@ -191,7 +196,7 @@ def prune_store(folder: Path, days: float, kind: str, really: bool) -> None:
 
 
 def _why(event: Mapping[str, object], manifests: Sequence[Mapping[str, object]]) -> str:
-    """Which parts differ from the nearest artifact of the same kind and plugin."""
+    """Which parts differ from the nearest artifact of the same kind and plugin, among those there were before."""
     parts = event["parts"]
     if not isinstance(parts, dict):
         return ""

@@ -252,6 +252,16 @@ def test_whole_run_then_everything_that_reads_it(invoke: Invoke, tmp_path: Path)
     assert board.code == 0
     assert "MaxTER" in board.out
 
+    for weights in tmp_path.glob("**/artifacts/fit/**/*.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    more = ["run", "-b", TINY, "-d", "rmft", "-a", "verbatim", "--baselines", "", "-o", "more"]
+    assert invoke(more).code == 0
+    reasons = invoke(["cache", "explain"]).out
+    assert reasons.count("what the store held was damaged") == 2  # the undefended training and that of rmft
+    verbatim = [line for line in reasons.splitlines() if "verbatim" in line]
+    assert "the first of its kind" in verbatim[0]
+    assert not any("the first of its kind" in line for line in verbatim[1:])
+
     would = invoke(["cache", "prune"]).out
     assert would.startswith("would remove")
     assert invoke(["cache", "prune", "--kind", "outcomes", "--yes"]).out.startswith("removed")
