@@ -12,8 +12,9 @@ from rich.table import Table
 from memdefense.results import Row, model_free_line
 
 _FOOT = (
-    "[95 % interval]. leakage: excess over chance, 0 to 1. Members and non-members are taken as exchangeable; the "
-    "model-free baseline is a classifier that sees the texts and no model."
+    "[95 % interval]. leakage: excess over chance; 1 is everything, 0 is chance, below 0 the members look the less "
+    "known. Members and non-members are taken as exchangeable; the model-free baseline is a classifier that sees the "
+    "texts and no model."
 )
 _IN_PART = (
     "without the scores that need the model before it saw the members; give --reference with its folder or hub id"
