@@ -141,8 +141,15 @@ def one_benchmark(given: Benchmark | str) -> Benchmark:
     return cast(Benchmark, named[0][1][0])
 
 
+def _worth_telling(record: logging.LogRecord) -> bool:
+    """False of the advice to mask padding: rows of training begin and end with the separator, which many models pad
+    with too, and what is really padded stands at their end, where nothing reads it."""
+    return "recommend passing in an `attention_mask`" not in record.getMessage()
+
+
 def prepare(benchmark: Benchmark, settings: Settings, progress: Progress | None = None) -> Work:
     """Corpus, base model and store of a run."""
+    logging.getLogger("transformers.modeling_utils").addFilter(_worth_telling)  # once, however often it is added
     device = settings.device or best_device()
     try:
         torch.zeros(1, device=device)
