@@ -13,7 +13,7 @@ TPR = "TPR@1 %"
 _COLUMNS = ("#", "defense", "leakage", "MaxTER@1 %", "MaxTER@5 %", "MaxTER@20 %", "AURC %", "gain %", "d %", "status")
 _SIDES = ("value", "low", "high")
 _MAKING = ("curate", "train", "edit")
-_PARTS = {"perplexity": "perpl.", "continuation": "contin.", "copy": "copy"}
+_PARTS = {"perplexity": "perpl.", "accuracy": "accur.", "continuation": "contin.", "copy": "copy"}
 
 
 def columns(group: Sequence[Row], points: Sequence[Row]) -> tuple[str, ...]:

@@ -175,10 +175,10 @@ def test_the_undefended_baseline_and_the_trivial_rows_come_along(tmp_path: Path)
     assert all(row["status"] in ("ok", "no-op", "collapsed") for row in results.points)
     refuse = of(results, "refuse")[-1]
     assert refuse["d"]["continuation"] == refuse["d"]["worst"] == 100
-    assert refuse["utility"].keys() == {"perplexity", "continuation", "copy"}
+    assert refuse["utility"].keys() == {"perplexity", "accuracy", "continuation", "copy"}
     for row in of(results, "rmft"):  # has no guard, so it is not asked what a guard takes away
         assert math.isnan(row["d"]["continuation"])
-        assert row["utility"].keys() == {"perplexity", "copy"}
+        assert row["utility"].keys() == {"perplexity", "accuracy", "copy"}
     assert refuse["scores"]["hit_rate"]["events"] == 0
     assert min(row["d"]["perplexity"] for row in of(results, "none")) == pytest.approx(0)
 
