@@ -20,8 +20,8 @@ class LowRate(Defense):
     undefended rate is higher than held-out text would have it, this row leaks less at no cost, and what a defense is
     worth is what it gains over this one too.
 
-    No paper; all of it [ours]. On `mailbox` (three seeds) it takes 78 % (AURC) of what prefixes draw out, 25 points
-    [2, 48] more than stopping early, and ends 2.8 to 4.5 % above the lowest perplexity of the undefended run. On
+    No paper; all of it [ours]. On `mailbox` (three seeds) it takes 77 % (AURC) of what prefixes draw out, 24 points
+    [3, 45] more than stopping early, and ends 2.8 to 4.5 % above the lowest perplexity of the undefended run. On
     version 2, whose own rate was higher than held-out text would have it, it took 95 % and ended below.
 
     Does not protect anything on purpose: what is seen often enough is learned at any rate.

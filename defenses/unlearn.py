@@ -51,7 +51,7 @@ class Unlearn(Defense):
     fifth (6.3 before), and ``task-vector`` with ``scale=5`` leaves 0 after four of its five parts, at 5.7.
 
     On `mailbox` (three seeds) ``npo`` leaves 0.02 of a leakage of 0.16 at a perplexity 7 to 8 % below the undefended
-    one. It also trains on public text, which most other defenses do not.
+    one, with 2 % more next tokens right. It also trains on public text, which most other defenses do not.
 
     With LoRA the adapter is merged first, and all weights are trained.
 

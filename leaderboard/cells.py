@@ -13,7 +13,7 @@ TPR = "TPR@1 %"
 _COLUMNS = ("#", "defense", "leakage", "MaxTER@1 %", "MaxTER@5 %", "MaxTER@20 %", "AURC %", "gain %", "d %", "status")
 _SIDES = ("value", "low", "high")
 _MAKING = ("curate", "train", "edit")
-_PARTS = {"perplexity": "perpl.", "accuracy": "accur.", "continuation": "contin.", "copy": "copy"}
+PARTS = {"perplexity": "perpl.", "accuracy": "accur.", "continuation": "contin.", "copy": "copy"}
 
 
 def columns(group: Sequence[Row], points: Sequence[Row]) -> tuple[str, ...]:
@@ -90,13 +90,13 @@ def _statuses(counts: dict[str, int]) -> str:
 def _cost(final: Sequence[Row]) -> str:
     """The utility cost at the end, and which part of it is the worst where something is lost."""
     # Less than nothing is lost nowhere: what a seed gains pays for no other's loss, as in the worst of each.
-    lost_by = {name: mean([max(d, 0.0) for row in final if (d := row["d"].get(name)) is not None]) for name in _PARTS}
+    lost_by = {name: mean([max(d, 0.0) for row in final if (d := row["d"].get(name)) is not None]) for name in PARTS}
     known = {name: loss for name, loss in lost_by.items() if loss is not None}
     worst = mean([row["d"].get("worst") for row in final])
     if worst is None:
         return "-"
     lost = known and worst >= 0.05
-    return f"{worst:.1f}" + (f"\n{_PARTS[max(known, key=lambda name: known[name])]}" if lost else "")
+    return f"{worst:.1f}" + (f"\n{PARTS[max(known, key=lambda name: known[name])]}" if lost else "")
 
 
 def rank(entry: Row) -> tuple[bool, float]:

@@ -17,7 +17,7 @@ from memdefense.errors import DataError
 from memdefense.published import published
 from memdefense.results import Row
 
-from .cells import TPR, cells, columns, number, rank
+from .cells import PARTS, TPR, cells, columns, number, rank
 from .groups import data_of, points_of, setting_of, tables_of
 from .matrix import matrix_of
 from .notes import notes_of
@@ -31,10 +31,10 @@ _FOOT = (
     "one false alarm in 100 non-members; it takes 1,000 of them. MaxTER@τ ↑: percent of the undefended leakage removed "
     "at a utility cost d of at most τ %. AURC ↑: mean of MaxTER over τ from 0 to 20. "
     "gain ↑: AURC less that of stopping the undefended run early. d ↓: percent of utility lost at the end, the worst "
-    "of perplexity, continuation and copy. nothing: no point stayed within the budget on the other seeds. #: the best "
-    "and the worst place that persons (permutation) and runs (Student's t) leave open, Holm over all pairs; arms whose "
-    "places overlap are ties. Within a family the worst attack ranks: of each point the one that leaks most, chosen on "
-    "other seeds. status: points measured, and seconds of training per run."
+    "of perplexity, accuracy, continuation and copy. nothing: no point stayed within the budget on the other seeds. "
+    "#: the best and the worst place that persons (permutation) and runs (Student's t) leave open, Holm over all "
+    "pairs; arms whose places overlap are ties. Within a family the worst attack ranks: of each point the one that "
+    "leaks most, chosen on other seeds. status: points measured, and seconds of training per run."
 )
 
 
@@ -132,12 +132,14 @@ def _say(console: Console, note: str, markdown: bool) -> None:
 
 def _print_points(console: Console, rows: Sequence[Row]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    parts = ("d perpl.\n%", "d contin.\n%", "d copy\n%")
+    parts = tuple(f"d {short}\n%" for short in PARTS.values())
     for column in ("defense", "seed", "point", "leakage", "hits", *parts, "status"):
         table.add_column(column, justify="right" if column not in _LEFT else "left", overflow="fold")
     for row in rows:
         if row["status"] in ("error", "n/a"):
-            table.add_row(row["defense_spec"], str(row["seed"]), row["point"], "", "", "", "", "", row["status"])
+            table.add_row(
+                row["defense_spec"], str(row["seed"]), row["point"], "", "", *("" for _ in PARTS), row["status"]
+            )
             continue
         d = row["d"]
         hits = row["scores"].get("hit_rate", {})
@@ -147,7 +149,7 @@ def _print_points(console: Console, rows: Sequence[Row]) -> None:
             row["point"],
             number(row["leakage"], 3),
             f"{hits['events']}/{hits['n']}" if hits else "",
-            *(number(d.get(name), 1) for name in ("perplexity", "continuation", "copy")),
+            *(number(d.get(name), 1) for name in PARTS),
             row["status"],
         )
     console.print(table)

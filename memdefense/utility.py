@@ -95,8 +95,8 @@ class Perplexity(Utility):
 class Continuation(Utility):
     """How much of the answers to held-out prompts a guard takes away, in percent.
 
-    What acts on weights is priced by perplexity; so is a guard's law, but a law can spoil answers (end them, say) where
-    that hardly costs a likelihood. So a guard pays here, for two things on top of each other:
+    What acts on weights is priced by perplexity and accuracy; so is a guard's law, but a law can spoil answers (end
+    them, say) where that hardly costs a likelihood. So a guard pays here, for two things on top of each other:
 
     - What acts on text: the answer is compared with what comes before that (sentence chrF, Popovic 2015): 0 for the
       same, 1 for one no closer to it than the answers to other prompts are. Refusing to speak costs 100; so does one
@@ -106,9 +106,9 @@ class Continuation(Utility):
       chrF with the true continuation, as a share of what the undefended model has beyond ``chance`` (the chrF of other
       texts' true continuations). Where that is not above chance by 95 % limits, the cost is not known.
 
-    Weights that say less than their perplexity tells are not found here: a small model is hardly above chance, and a
-    difference of two models' chrF is mostly noise. So a defense without a guard is not asked at all. The chrF of what
-    is said in the end stands beside.
+    Weights that say less than their perplexity tells are not found here, but by `memdefense.accuracy`: a small model is
+    hardly above chance, and a difference of two models' chrF is mostly noise. So a defense without a guard is not asked
+    at all. The chrF of what is said in the end stands beside.
 
     Attributes:
         texts: how many held-out texts, chosen by a hash of their ids, long ones first.
