@@ -53,8 +53,9 @@ def pool(folders: Sequence[Path], output: Path) -> Results:
         output: a new folder.
 
     Raises:
-        DataError: a folder is none of a run, lacks outcomes, or was measured otherwise than the first; a point stands
-            in two of them with other numbers; the undefended run of a seed is in none; or ``output`` is not empty.
+        DataError: a folder is none of a run, lacks outcomes, was measured otherwise than the first or has other utility
+            costs; a point stands in two of them with other numbers; the undefended run of a seed is in none; or
+            ``output`` is not empty.
         SpecError: no folder was named, or an attack is not installed.
     """
     if not folders:
@@ -186,10 +187,20 @@ def _undefended(rows: Sequence[tuple[Row, Path]]) -> None:
 
 
 def _of_one_make(rows: Sequence[tuple[Row, Path]]) -> None:
-    """Raises where arms start from other weights; warns where other code trained them or priced their utility.
+    """Raises where arms start from other weights or pay other costs; warns where other code trained or priced them.
 
     Rows of before this was written down say nothing, and are taken.
     """
+    costs: dict[tuple[str, ...], Path] = {}
+    for row, folder in rows:
+        if not _failed(row):
+            costs.setdefault(tuple(sorted(row["d"].keys() - {"worst"})), folder)
+    if len(costs) > 1:
+        said = "; ".join(f"{folder} has {', '.join(names) or 'none'}" for names, folder in costs.items())
+        raise DataError(
+            f"d is made of different costs: {said}; run the commands of the one with fewer again, which trains nothing "
+            "anew where the store is still there"
+        )
     made: dict[str, dict[str, Path]] = {"base": {}, "core": {}}
     for row, folder in rows:
         for name, found in made.items():

@@ -187,6 +187,17 @@ def test_nor_with_another_cost_or_status(runs: Path, tmp_path: Path, fields: dic
         pool([runs / "first", other], tmp_path / "pooled")
 
 
+def test_arms_that_pay_other_costs_are_not_compared(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "second", tmp_path / "older")
+    rows = [json.loads(line) for line in (tmp_path / "older" / "results.jsonl").read_text().splitlines()]
+    for row in rows:
+        if row["row"] == "point":
+            del row["d"]["accuracy"]
+    (tmp_path / "older" / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=r"different costs: .*first has accuracy, .*older has continuation, copy, perp"):
+        pool([runs / "first", tmp_path / "older"], tmp_path / "pooled")
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_setting_that_one_run_does_not_know_of_is_a_difference(runs: Path, tmp_path: Path, turned: bool) -> None:
     shutil.copytree(runs / "second", tmp_path / "second")
