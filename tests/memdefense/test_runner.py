@@ -457,9 +457,13 @@ def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
 
 
 def test_transformers_does_not_warn_of_padding_that_is_none(tmp_path: Path) -> None:
-    upstream, told = logging.getLogger("transformers.modeling_utils"), logging.Handler()
     heard: list[str] = []
-    told.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    upstream, told = logging.getLogger("transformers.modeling_utils"), Told()
     kept, level = upstream.filters[:], upstream.level
     upstream.addHandler(told)
     upstream.setLevel(logging.WARNING)
