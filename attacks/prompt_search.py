@@ -126,10 +126,12 @@ def _logprobs(lm: LM, last: int, **inputs: Tensor) -> Tensor:
     """Log-probabilities (B, last, V) of the last tokens of rows of one length."""
     import torch
 
-    kept = {"logits_to_keep": last + 1} if lm.model._supports_logits_to_keep() else {}  # type: ignore[operator]
+    from memdefense.keyvalues import last_logits
+
     # Nothing is padding, although a beginning of text may look like it.
     mask = torch.ones(next(iter(inputs.values())).shape[:2], dtype=torch.long, device=lm.device)
-    logits: Tensor = lm.model(**inputs, attention_mask=mask, use_cache=False, **kept).logits[:, -last - 1 : -1]
+    made = lm.model(**inputs, attention_mask=mask, use_cache=False, **last_logits(lm.model, last + 1))
+    logits: Tensor = made.logits[:, -last - 1 : -1]
     return torch.log_softmax(logits.float(), -1)
 
 

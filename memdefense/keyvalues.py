@@ -1,10 +1,15 @@
-"""The memory of a generation: keys and values written in place; transformers' own cache copies all at each token."""
+"""Keys and values that a pass finds ready.
+
+Of a generation they are written in place, where transformers' own cache copies all at each token; of a beginning that
+many rows share they are computed once.
+"""
 
 from __future__ import annotations
 
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
@@ -45,18 +50,73 @@ class ReservedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return tokens <= self._held[0].shape[-2] and self.keys.data_ptr() == self._held[0].data_ptr()
 
 
+class SharedLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """One layer's keys and values of a beginning that all rows of a pass share; what a pass adds is not kept.
+
+    Args:
+        keys: of the beginning, (1, heads, tokens, width).
+        values: the same.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = self._beginning = keys, values
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The beginning's states before the new ones of each row, (B, heads, tokens, width)."""
+        keys, values = self._beginning
+        return _behind(keys, key_states), _behind(values, value_states)
+
+
 def reserved(model: Any, tokens: int) -> dict[str, DynamicCache]:
     """What ``model.generate`` takes to keep at most ``tokens`` tokens a row; empty where that would save nothing.
 
     Layers that hold something else than all keys and values (a sliding window, a state) stay transformers' own.
     """
-    named = "past_key_values" in inspect.signature(model.forward).parameters  # others refuse the argument
-    if not named or not model._supports_default_dynamic_cache() or model.config.is_encoder_decoder:
+    cache = _cache(model)
+    if cache is None:
         return {}
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
     own = [type(layer) is DynamicLayer for layer in cache.layers]
     cache.layers = [ReservedLayer(tokens) if mine else layer for layer, mine in zip(cache.layers, own, strict=True)]
     return {"past_key_values": cache} if any(own) else {}
+
+
+def shares(model: Any) -> bool:
+    """Whether rows with one beginning can share it: every layer holds all keys and values and nothing else."""
+    cache = _cache(model)
+    return cache is not None and bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def shared(model: Any, ids: Tensor) -> DynamicCache:
+    """The keys and values of a beginning (1, T), for any number of passes over rows that go on from it.
+
+    Only for a model that `shares`; each pass gives its rows' tokens alone, and a mask over the beginning and them.
+    """
+    cache = _cache(model)
+    assert cache is not None
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **last_logits(model, 1)}
+    model(**given, past_key_values=cache, use_cache=True)
+    held: list[Any] = cache.layers
+    cache.layers = [SharedLayer(layer.keys, layer.values) for layer in held]
+    return cache
+
+
+def last_logits(model: Any, tokens: int) -> dict[str, int]:
+    """What a pass takes to make the logits of its last tokens alone; empty where the model makes all anyway."""
+    return {"logits_to_keep": tokens} if model._supports_logits_to_keep() else {}
+
+
+def _cache(model: Any) -> DynamicCache | None:
+    """An empty cache of a model, or None where it takes none of this kind."""
+    named = "past_key_values" in inspect.signature(model.forward).parameters  # others refuse the argument
+    if not named or not model._supports_default_dynamic_cache() or model.config.is_encoder_decoder:
+        return None
+    return DynamicCache(config=model.config.get_text_config(decoder=True))
+
+
+def _behind(beginning: Tensor, states: Tensor) -> Tensor:
+    return torch.cat([beginning.expand(len(states), -1, -1, -1), states], -2)
 
 
 def _moved(before: Tensor | None, states: Tensor, had: int, room: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from memdefense.access import PLAIN, Ints, Sampling, Signals
+from memdefense.keyvalues import shares
 
 if TYPE_CHECKING:
     from memdefense.lm import LM
@@ -23,10 +24,13 @@ Columns = list[npt.NDArray[np.float64]]
 # other (a busy machine makes that dear); elsewhere what keeps the device busy.
 MEASURED_FLOATS = {"cpu": 1 << 20}
 _BATCH_LOGITS = 1 << 27
+_MOST_ROWS = 512
 _BATCH_TOKENS = {"cpu": 8192, "cuda": 131072, "mps": 16384}
 # Keys and values of one batch, where the token budget would leave it smaller. Where a model's own cache copies them at
 # each step, larger ones come as fresh pages each time, which took 40 % of a prefix attack on a CPU.
 _CACHE_BYTES = {"cpu": 1 << 26}
+# Keys and values of a beginning that rows share, copied for each row of a batch, one layer at a time.
+_SHARED_BYTES = {"cpu": 1 << 26}
 # A pass without generation gains nothing from more rows on a CPU, and loses to padding and to the cache.
 _PASS_TOKENS = {**_BATCH_TOKENS, "cpu": 2048}
 
@@ -48,7 +52,9 @@ class Window:
     scored: int
 
 
-def batches(lm: LM, lengths: Sequence[int], *, size: int = 0, kept: int = 0) -> Iterator[list[int]]:
+def batches(
+    lm: LM, lengths: Sequence[int], *, size: int = 0, kept: int = 0, most: int = _MOST_ROWS
+) -> Iterator[list[int]]:
     """Rows of similar length together, the longest first, so that a lack of memory shows at once.
 
     Args:
@@ -56,6 +62,7 @@ def batches(lm: LM, lengths: Sequence[int], *, size: int = 0, kept: int = 0) -> 
         lengths: tokens of each row.
         size: rows of a batch; 0 fills a budget of tokens and of logits.
         kept: at how many positions of a row logits are held at a time; 0 is all.
+        most: rows of a batch at most, whatever the budget.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     tokens = (_BATCH_TOKENS if kept else _PASS_TOKENS).get(lm.device.type, 8192)
@@ -66,7 +73,7 @@ def batches(lm: LM, lengths: Sequence[int], *, size: int = 0, kept: int = 0) -> 
     while start < len(order):
         longest = max(1, lengths[order[start]])
         logits = (kept or longest) * vocabulary
-        rows = size or max(1, min(tokens // longest, _BATCH_LOGITS // logits, 512))
+        rows = min(size or max(1, min(tokens // longest, _BATCH_LOGITS // logits)), most)
         yield order[start : start + rows]
         start += rows
 
@@ -81,6 +88,32 @@ def windows(text: int, head: list[int], body: list[int], context: int) -> Iterat
     for start in range(0, max(1, len(ids) - (context - step)), step):
         piece = ids[start : start + context]
         yield Window(text, start, piece, first if start == 0 else context - step)
+
+
+def beginnings(lm: LM, jobs: Sequence[Window]) -> list[tuple[int, list[int]]]:
+    """Windows that begin alike, before what is scored, put together where that saves a whole pass of tokens.
+
+    Returns:
+        The length of the beginning and its rows, for each; the rest last, as 0 and its rows.
+    """
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for row, job in enumerate(jobs):
+        # What the first scored token is told from belongs to each row: its logits come of the pass over the row.
+        alike.setdefault(tuple(job.ids[: job.scored - 1]), []).append(row)
+    least = _PASS_TOKENS.get(lm.device.type, 8192)
+    together = [(len(key), rows) for key, rows in alike.items() if len(key) * (len(rows) - 1) >= least]
+    if not together or not shares(lm.model):
+        return [(0, list(range(len(jobs))))]
+    taken = {row for _, rows in together for row in rows}
+    rest = [row for row in range(len(jobs)) if row not in taken]
+    return [*together, (0, rest)] if rest else together
+
+
+def copies(lm: LM, tokens: int) -> int:
+    """Rows of a batch at most, where each copies the keys and values of a beginning of so many tokens."""
+    layers = max(1, int(lm.model.config.get_text_config().num_hidden_layers))
+    room = _SHARED_BYTES.get(lm.device.type, 1 << 30) * layers // max(1, tokens * _token_bytes(lm))
+    return max(1, min(room, _MOST_ROWS))
 
 
 def measure(logits: Tensor, targets: Tensor, sampling: Sampling, banning: bool) -> Tensor:
@@ -132,4 +165,15 @@ def _token_bytes(lm: LM) -> int:
     return max(1, int(2 * config.num_hidden_layers * width * 4))
 
 
-__all__ = ["MEASURED_FLOATS", "Columns", "Window", "batches", "joined", "measure", "pad", "windows"]
+__all__ = [
+    "MEASURED_FLOATS",
+    "Columns",
+    "Window",
+    "batches",
+    "beginnings",
+    "copies",
+    "joined",
+    "measure",
+    "pad",
+    "windows",
+]

@@ -27,12 +27,25 @@ from memdefense.access import (
     limited,
 )
 from memdefense.errors import ModelError, PluginError, SpecError
-from memdefense.keyvalues import reserved
+from memdefense.keyvalues import last_logits, reserved, shared
 from memdefense.laws import Caught, Drawn, applied, reach
-from memdefense.passes import MEASURED_FLOATS, Columns, Window, batches, joined, measure, pad, windows
+from memdefense.passes import (
+    MEASURED_FLOATS,
+    Columns,
+    Window,
+    batches,
+    beginnings,
+    copies,
+    joined,
+    measure,
+    pad,
+    windows,
+)
 from memdefense.spelling import budget, continued, cropped, decided, opened, spelled
 
 if TYPE_CHECKING:
+    from transformers import DynamicCache
+
     from memdefense.lm import LM
 
 
@@ -161,9 +174,16 @@ class LocalTarget:
         ]
         parts: list[list[tuple[int, Columns]]] = [[] for _ in texts]
         drawn = self._drawn(sampling)
-        for rows in batches(self.lm, [len(job.ids) for job in jobs], size=self.batch_size):
-            for row, found in zip(rows, self._score([jobs[r] for r in rows], drawn), strict=True):
-                parts[jobs[row].text].append((jobs[row].place, found))
+        # A law may look at what went before a token, which a beginning that is passed over once no longer shows.
+        groups = [(0, list(range(len(jobs))))] if self.laws else beginnings(self.lm, jobs)
+        for begun, group in groups:
+            cache = shared(self.lm.model, self._tensor([jobs[group[0]].ids[:begun]])) if begun else None
+            lengths = [len(jobs[row].ids) - begun for row in group]
+            most = copies(self.lm, begun)
+            for places in batches(self.lm, lengths, size=self.batch_size, most=most):
+                rows = [group[place] for place in places]
+                for row, found in zip(rows, self._score([jobs[r] for r in rows], drawn, begun, cache), strict=True):
+                    parts[jobs[row].text].append((jobs[row].place, found))
         answers = [
             joined(np.asarray(body, np.int64), sorted(part, key=lambda item: item[0]))
             for body, part in zip(bodies, parts, strict=True)
@@ -223,7 +243,7 @@ class LocalTarget:
         if self.laws or sampling.temperature > 0:
             processors.append(Drawn(self.laws, sampling, rows, caught, padded.shape[1], mask.to(device)))
         # Unless it is told otherwise, the pass over the prompts makes the logits of their last tokens alone.
-        history = {"logits_to_keep": 1 + reach(self.laws)} if model._supports_logits_to_keep() else {}  # type: ignore[operator]
+        history = last_logits(model, 1 + reach(self.laws))
         settings = GenerationConfig(  # type: ignore[no-untyped-call]
             max_new_tokens=new, do_sample=False, num_beams=1, use_cache=True, pad_token_id=eos or 0, eos_token_id=eos
         )
@@ -261,10 +281,17 @@ class LocalTarget:
                 answers[row] = decided(self.lm, heads[row], body, values[row], top.indices[:, 0].tolist(), lead)
         return answers
 
-    def _forward(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+    def _tensor(self, ids: list[list[int]]) -> Tensor:
+        return torch.tensor(ids, dtype=torch.long, device=self.lm.device)
+
+    def _forward(self, ids: list[list[int]], cache: DynamicCache | None = None) -> tuple[Tensor, Tensor]:
         """Guarded log-probabilities (B, T, V) of right-padded rows, and the padded ids (B, T)."""
         padded, mask = pad(ids, left=False)
         padded, mask = padded.to(self.lm.device), mask.to(self.lm.device)
+        if cache is not None:
+            seen = padded.new_ones(len(ids), cache.get_seq_length() + padded.shape[1])
+            passed = self.lm.model(input_ids=padded, attention_mask=seen, past_key_values=cache, use_cache=True)
+            return passed.logits, padded
         caught = Caught(self.lm.model) if self.laws else None
         try:
             # Nothing is masked: no token sees what stands behind it, and attention without a mask is faster.
@@ -277,8 +304,10 @@ class LocalTarget:
         seen, logprobs = padded.masked_fill(mask == 0, -1), torch.log_softmax(logits.float(), -1)
         return applied(self.laws, seen, caught.hidden, logprobs, logprobs.shape[1]), padded
 
-    def _score(self, windows: list[Window], sampling: Sampling) -> list[Columns]:
-        logits, padded = self._forward([window.ids for window in windows])
+    def _score(
+        self, windows: list[Window], sampling: Sampling, begun: int, cache: DynamicCache | None
+    ) -> list[Columns]:
+        logits, padded = self._forward([window.ids[begun:] for window in windows], cache)
         size = logits.shape[-1]
         flat, targets = logits.reshape(-1, size), padded.roll(-1, 1).reshape(-1)
         step = max(1, MEASURED_FLOATS.get(logits.device.type, 1 << 26) // size)
@@ -288,7 +317,10 @@ class LocalTarget:
             for start in range(0, len(flat), step)
         ]
         columns = torch.cat(pieces).double().cpu().numpy().reshape(*padded.shape, 4)
-        return [list(columns[row, window.scored - 1 : len(window.ids) - 1].T) for row, window in enumerate(windows)]
+        return [
+            list(columns[row, window.scored - 1 - begun : len(window.ids) - 1 - begun].T)
+            for row, window in enumerate(windows)
+        ]
 
 
 def _moved(seed: int, by: int) -> int:
