@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from memdefense.attack import Access, Outcome, Utility
-from memdefense.interval import clusters, normal_quantile
+from memdefense.interval import clustered_error, normal_quantile
 from memdefense.score import Score, Scores
 
 if TYPE_CHECKING:
@@ -52,10 +52,8 @@ class Accuracy(Utility):
         if not total:
             return Scores(Score(math.nan, math.nan, math.nan, 0, True), {})
         share = float(right.sum()) / total
-        # A ratio of two sums over groups, linearised (Cochran 1977, chapter 6); groups are independent.
-        number, count = clusters([outcome.group for outcome in outcomes])
-        off = np.bincount(number, right - share * tokens, minlength=count)
-        error = normal_quantile(0.95) * math.sqrt(float((off**2).sum()) * count / max(count - 1, 1)) / total
+        off = clustered_error((right - share * tokens) / total, [outcome.group for outcome in outcomes])
+        error = normal_quantile(0.95) * off
         return Scores(Score(share, max(share - error, 0.0), min(share + error, 1.0), len(outcomes), True), {})
 
     def cost(self, own: Sequence[Outcome], reference: Sequence[Outcome]) -> float:

@@ -97,6 +97,17 @@ def cluster_residuals(values: Values, groups: Sequence[str]) -> tuple[Floats, Fl
     return residuals, np.bincount(codes, weights=residuals, minlength=count).astype(np.float64)
 
 
+def clustered_error(residuals: Values, groups: Sequence[str]) -> float:
+    """The standard error of a sum whose residuals are given, where units of one cluster belong together.
+
+    sqrt(G / (G - 1) * sum_g e_g^2), with e_g the sums of G clusters (Cochran 1977, chapter 6). Of a ratio of two sums,
+    the residuals are those of the linearised ratio.
+    """
+    codes, count = clusters(groups)
+    sums = np.bincount(codes, weights=np.asarray(residuals, dtype=np.float64), minlength=count)
+    return math.sqrt(float(sums @ sums) * count / max(count - 1, 1))
+
+
 def design_effect(values: Values, groups: Sequence[str]) -> float:
     """How many times the variance of a mean grows because its units come in persons.
 

@@ -14,6 +14,7 @@ import numpy as np
 from memdefense import pii
 from memdefense.attack import Access, Outcome, Utility
 from memdefense.corpus import Corpus, Document
+from memdefense.interval import clustered_error, normal_quantile
 from memdefense.score import Score, Scores
 
 if TYPE_CHECKING:
@@ -170,8 +171,8 @@ class Continuation(Utility):
             return math.inf
         if less.any():
             room = _column(reference, "chrf") - _column(reference, "chance")
-            error = _clustered(room - room.mean(), [outcome.group for outcome in reference]) if len(room) else 0.0
-            if len(room) < _LEAST_TEXTS or room.sum() <= 1.96 * error:
+            error = clustered_error(room - room.mean(), [outcome.group for outcome in reference]) if len(room) else 0.0
+            if len(room) < _LEAST_TEXTS or room.sum() <= normal_quantile(0.95) * error:
                 return math.nan
             lost = min(max(float(less.sum() / room.sum()), 0.0), 1.0)
         return 100 * (1 - (1 - taken) * (1 - lost))
@@ -355,15 +356,6 @@ def _tokens_inside(
     return inside
 
 
-def _clustered(residuals: np.ndarray[tuple[int], np.dtype[np.float64]], groups: Sequence[str]) -> float:
-    """The standard error of a sum of residuals whose groups are independent."""
-    sums: dict[str, float] = {}
-    for group, residual in zip(groups, residuals, strict=True):
-        sums[group] = sums.get(group, 0.0) + float(residual)
-    count = len(sums)
-    return float(np.sqrt(sum(value**2 for value in sums.values()) * count / max(count - 1, 1)))
-
-
 def _perplexity(
     nll: np.ndarray[tuple[int], np.dtype[np.float64]],
     tokens: np.ndarray[tuple[int], np.dtype[np.float64]],
@@ -375,7 +367,7 @@ def _perplexity(
     mean = float(nll.sum()) / total
     if not math.isfinite(mean):  # a guard that rules out what is true, or weights that are no numbers
         return Score(math.exp(mean), math.nan, math.nan, len(groups), False)
-    error = 1.96 * _clustered((nll - mean * tokens) / total, groups)
+    error = normal_quantile(0.95) * clustered_error((nll - mean * tokens) / total, groups)
     return Score(float(np.exp(mean)), float(np.exp(mean - error)), float(np.exp(mean + error)), len(groups), False)
 
 
@@ -383,5 +375,5 @@ def _mean(values: np.ndarray[tuple[int], np.dtype[np.float64]], groups: Sequence
     if not len(values):
         return Score(math.nan, math.nan, math.nan, 0, better_high)
     mean = float(values.mean())
-    error = 1.96 * _clustered((values - mean) / len(values), groups)
+    error = normal_quantile(0.95) * clustered_error((values - mean) / len(values), groups)
     return Score(mean, mean - error, mean + error, len(values), better_high)

@@ -11,6 +11,7 @@ from memdefense.errors import DataError
 from memdefense.interval import (
     Draws,
     cluster_correlation,
+    clustered_error,
     clusters,
     design_effect,
     few,
@@ -95,6 +96,19 @@ def test_design_effect_predicts_the_variance_of_a_clustered_mean() -> None:
     # Intraclass correlation 1 / (0.5 + 0.5 + 1) = 1/2, so the truth is 1 + (5 - 1) / 2 = 3.
     assert np.mean(effects) == pytest.approx(3.0, rel=0.03)
     assert np.var(means) * 2000 / 0.25 == pytest.approx(3.0, rel=0.25)
+
+
+def test_the_error_of_a_sum_is_that_of_its_persons_totals() -> None:
+    # Totals 3, -1 and -2 (of someone unknown): sqrt(3 / 2 * 14).
+    assert clustered_error([1, 2, -1, -2], ["a", "a", "b", ""]) == pytest.approx(math.sqrt(21))
+    assert clustered_error([1, -1], ["a", "a"]) == 0.0
+    assert clustered_error([], []) == 0.0
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(60), 4)
+    drawn = rng.normal(size=(400, 60))[:, groups] + rng.normal(size=(400, 240))
+    means = drawn.mean(1)
+    errors = [clustered_error((row - row.mean()) / 240, [str(g) for g in groups]) for row in drawn]
+    assert np.mean(errors) == pytest.approx(means.std(), rel=0.1)
 
 
 def test_cluster_correlation_is_that_of_person_totals() -> None:
