@@ -171,19 +171,22 @@ def test_the_schedule_finds_the_shortest_length_that_succeeds() -> None:
                 assert shortest(oracle, start=start, most=most) == (least if least <= most else 0)
                 assert len(set(tried)) == len(tried)
                 assert all(1 <= length <= most for length in tried)
+                # What no length draws out costs two searches at most.
+                assert len(tried) <= (2 if least > most else 2 + math.ceil(math.log2(most)))
 
 
 @pytest.mark.parametrize(
     ("least", "most", "lengths"),
     [
-        (7, 20, [5, 10, 9, 8, 7, 6]),
-        (3, 20, [5, 4, 3, 2]),
-        (99, 12, [5, 10, 12]),
-        (12, 12, [5, 10, 12, 11]),
-        (1, 3, [3, 2, 1]),
+        (7, 20, [5, 20, 12, 8, 6, 7]),
+        (3, 20, [5, 2, 3]),
+        (99, 12, [5, 12]),
+        (12, 12, [5, 12, 8, 10, 11]),
+        (1, 3, [3, 1]),
+        (9, 4, [4]),
     ],
 )
-def test_lengths_are_tried_in_the_papers_order(least: int, most: int, lengths: list[int]) -> None:
+def test_a_short_length_is_tried_first_and_then_the_longest(least: int, most: int, lengths: list[int]) -> None:
     tried: list[int] = []
 
     def oracle(length: int) -> bool:
