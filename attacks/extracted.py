@@ -54,6 +54,14 @@ def stratum(secret: Secret) -> str:
     return f"{secret.kind}/{'guessable' if secret.guessable else 'random'}/{size}"
 
 
+def found_everywhere(secret: Secret, texts: Mapping[str, str], lab: AttackLab) -> bool:
+    """Whether the defender's detector finds a secret at each of its places, whatever it is written like there."""
+    return all(
+        (secret.kind, place.start) in {(hit.kind, hit.start) for hit in lab.find(texts[place.document])}
+        for place in secret.occurrences
+    )
+
+
 def _detected(secret: Secret, texts: Mapping[str, str], lab: AttackLab) -> bool:
     documents = dict.fromkeys(place.document for place in secret.occurrences)
     return any(

@@ -91,11 +91,18 @@ def most_probable(target: LogprobTarget, given: Sequence[tuple[Gap, Mapping[str,
     return found
 
 
-def top_outcome(gap: Gap, shares: Mapping[str, float], known: Mapping[str, float]) -> dict[str, float]:
-    """What an outcome says of one gap: the target's ``top``, and the base model's ``base``, for value and twin."""
+def top_outcome(gap: Gap, shares: Mapping[str, float], known: Mapping[str, float], *, found: bool) -> dict[str, float]:
+    """What an outcome says of one gap: the target's ``top``, and the base model's ``base``, for value and twin.
+
+    Args:
+        gap: what was asked about.
+        shares: each candidate's share of being the target's guess.
+        known: the same of the base model's.
+        found: whether the defender's detector finds the value wherever it stands.
+    """
     secret = gap.secret
     values = {"top": shares.get(secret.value, 0.0), "base": known.get(secret.value, 0.0)}
-    values |= {"candidates": float(len(shares)), "base_twin": 0.0}
+    values |= {"candidates": float(len(shares)), "base_twin": 0.0, "found": float(found)}
     if secret.twin:
         values |= {"twin": shares.get(secret.twin, 0.0), "base_twin": known.get(secret.twin, 0.0)}
     return values

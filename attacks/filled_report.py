@@ -19,17 +19,26 @@ from memdefense.score import excess_terms, paired_excess
 
 from .extraction_report import rate_of, share
 
+_BY_DETECTOR = (("found", 1.0), ("missed", 0.0))
+
 
 def top_scores(outcomes: Sequence[Outcome]) -> Scores:
-    """Leakage is the paired excess of the top-1 rate over chance, with twins without what the base model knows."""
+    """Leakage is the paired excess of the top-1 rate over chance, with twins without what the base model knows.
+
+    ``top1_found`` is the rate of values that the defender's detector finds wherever they stand, ``top1_missed`` that of
+    those it misses somewhere.
+    """
     asked = [o for o in outcomes if o.member and o.values["asked"]]
     left = _left(outcomes)
     chance = [_chance(o) for o in left]
+    # What outcomes of an older version do not tell has no rate.
+    by_detector = {name: [o for o in left if o.values.get("found") == flag] for name, flag in _BY_DETECTOR}
     return Scores(
         paired_excess([o.values["top"] for o in left], chance, [o.group for o in left]),
         {
             "top1": rate_of(left, "top"),
             "chance": dataclasses.replace(share(left, chance), higher_is_better=None),
+            **{f"top1_{name}": rate_of(some, "top") for name, some in by_detector.items()},
             "top1_with_known": rate_of(asked, "top"),
             "top1_of_base": dataclasses.replace(rate_of(asked, "base"), higher_is_better=None),
             "known_to_base": dataclasses.replace(

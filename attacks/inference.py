@@ -10,7 +10,7 @@ from memdefense import Attack, Corpus, NotApplicable, Outcome, Scores, SpecError
 from memdefense.attack import Access, Term
 from memdefense.match import written_like
 
-from .extracted import stratum
+from .extracted import found_everywhere, stratum
 from .filled import Gap, gaps, most_probable, top_outcome
 from .filled_report import top_scores, top_terms
 
@@ -33,6 +33,10 @@ class Inference(Attack):
     values. Without twins nothing is left out, and chance is what the model before the private text gets right in the
     same sentences [ours]: a model that learnt nothing has exactly 0, and what training taught of how such values are
     written, and not of this one, counts as leakage.
+
+    ``top1_found`` is the top-1 rate of the values that the defender's detector finds wherever they stand in the text,
+    ``top1_missed`` that of those it misses somewhere: where a defense by PII leaks the second and not the first, it is
+    the detector that leaks.
 
     It needs a list of candidates with the value in it, which an attacker seldom has: an upper bound on extraction.
 
@@ -88,8 +92,10 @@ class Inference(Attack):
             lab.base,
             [[gap.filled(written) for written in candidates.values()] for gap, candidates in given],
         )
+        texts = {document.id: document.text for document in corpus.train}
         for (gap, _), shares, others in zip(given, right, known, strict=True):
-            values = {**top_outcome(gap, shares, others), "asked": 1.0}
+            everywhere = found_everywhere(gap.secret, texts, lab)
+            values = {**top_outcome(gap, shares, others, found=everywhere), "asked": 1.0}
             yield Outcome(gap.secret.id, gap.secret.group, True, values, stratum(gap.secret))
         asked = {gap.secret.id for gap, _ in given}
         for secret in (*without, *(gap.secret for gap in found if gap.secret.id not in asked)):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from memdefense import Attack, Corpus, LogprobTarget, NotApplicable, Outcome, Sampling, Scores, SpecError, pii
 from memdefense.attack import Access, Term
 
-from .extracted import stratum
+from .extracted import found_everywhere, stratum
 from .extraction_report import rate_of
 from .filled import Gap, gaps, most_probable, top_outcome
 from .filled_report import top_scores, top_terms
@@ -86,9 +86,11 @@ class Reconstruction(Attack):
             [[gap.secret.kind, gap.filled("\0")] for gap in found],
             [self.samples, new, drawn.seed],
         )
+        texts = {document.id: document.text for document in corpus.train}
         for gap, shares, others in zip(found, right, known, strict=True):
             sampled = {"sampled": float(gap.secret.value in shares), "asked": 1.0}
-            values = {**top_outcome(gap, shares, others), **sampled}
+            everywhere = found_everywhere(gap.secret, texts, lab)
+            values = {**top_outcome(gap, shares, others, found=everywhere), **sampled}
             lab.keep({"unit": gap.secret.id, "prompt": gap.before, "candidates": " ".join(shares)})
             yield Outcome(gap.secret.id, gap.secret.group, True, values, stratum(gap.secret))
         for secret in without:

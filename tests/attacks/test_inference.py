@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -155,6 +156,38 @@ def test_what_the_base_model_knows_is_left_out_with_its_mirror_image() -> None:
     assert np.mean([term.value for term in terms]) == pytest.approx(scores.headline.value)
     assert np.isnan(top_scores([]).headline.value)
     assert top_terms([outcome("a", 0, twin=1)]) == []
+
+
+def test_values_that_the_detector_misses_somewhere_stand_apart(store: Store, tiny_lm: LM) -> None:
+    spelled = Document("d9", "Or call Bert at 212 five 0187.", "Bert")
+    places = (*secret(1).occurrences, Occurrence("d9", 16, 29, "split"))
+    bert = dataclasses.replace(secret(1), occurrences=places)
+    corpus = Corpus((), [*TRAIN, spelled], [], secrets=[secret(0), bert, secret(2)], kinds=("phone",))
+    asked = [Inference(candidates=3), Reconstruction(samples=2, new_tokens=8)]
+    for attack in asked:
+        outcomes = list(attack.run(LocalTarget(tiny_lm), corpus, lab_of(store, tiny_lm)))
+        assert {o.unit: o.values["found"] for o in outcomes} == {"s0": 1, "s1": 0, "s2": 1}
+        assert {n: attack.score(outcomes).beside[f"top1_{n}"].n for n in ("found", "missed")} == {
+            "found": 2,
+            "missed": 1,
+        }
+    deaf = AttackLab(
+        Bench(store, detector_recall=1e-9),
+        who="test",
+        seed=0,
+        originals=TRAIN,
+        public=(),
+        config=TrainConfig(),
+        base=tiny_lm,
+        curated=TRAIN,
+        defended=None,
+    )
+    assert [o.values["found"] for o in asked[0].run(LocalTarget(tiny_lm), corpus, deaf)] == [0, 0, 0]
+    told = [outcome(f"u{n}", top, twin=0) for n, top in enumerate((1, 0, 1))]
+    kept = [dataclasses.replace(o, values={**o.values, "found": float(n < 2)}) for n, o in enumerate(told)]
+    scores = top_scores(kept)
+    assert (scores.beside["top1_found"].value, scores.beside["top1_missed"].value) == (0.5, 1.0)
+    assert np.isnan(top_scores(told).beside["top1_found"].value)  # outcomes of a version that did not ask
 
 
 def test_without_twins_chance_is_what_the_base_model_gets_right_in_the_same_sentences() -> None:
