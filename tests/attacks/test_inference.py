@@ -50,9 +50,9 @@ def corpus_of(*, twins: bool = True) -> Corpus:
     return Corpus((), TRAIN, [], secrets=[secret(n, twin=twins) for n in range(4)], kinds=("phone",))
 
 
-def lab_of(store: Store, base: LM) -> AttackLab:
+def lab_of(store: Store, base: LM, recall: float = 1.0) -> AttackLab:
     return AttackLab(
-        Bench(store),
+        Bench(store, detector_recall=recall),
         who="test",
         seed=0,
         originals=TRAIN,
@@ -171,17 +171,7 @@ def test_values_that_the_detector_misses_somewhere_stand_apart(store: Store, tin
             "found": 2,
             "missed": 1,
         }
-    deaf = AttackLab(
-        Bench(store, detector_recall=1e-9),
-        who="test",
-        seed=0,
-        originals=TRAIN,
-        public=(),
-        config=TrainConfig(),
-        base=tiny_lm,
-        curated=TRAIN,
-        defended=None,
-    )
+    deaf = lab_of(store, tiny_lm, recall=1e-9)
     assert [o.values["found"] for o in asked[0].run(LocalTarget(tiny_lm), corpus, deaf)] == [0, 0, 0]
     told = [outcome(f"u{n}", top, twin=0) for n, top in enumerate((1, 0, 1))]
     kept = [dataclasses.replace(o, values={**o.values, "found": float(n < 2)}) for n, o in enumerate(told)]
