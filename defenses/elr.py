@@ -39,7 +39,8 @@ class ELR(Defense):
     It hardly protects here: of the 40 random passages of our test, four copies each over 14 epochs, a model trained so
     recites 33 and the undefended one 40, at a perplexity of 6.22 instead of 5.96. On `mailbox` (three seeds) its
     end leaks 0.118 of 0.160, at a perplexity 28 to 33 % above the undefended one: it sharpens what it is sure of. It
-    gets 0.1 to 0.6 % fewer next tokens right, and with one temperature for each stands 6 to 8 % above (two seeds).
+    gets 0.1 to 0.6 % fewer next tokens right, and with one temperature for each stands 6 to 8 % above (two
+    seeds; that by a script beside the program).
 
     Does not protect what is seen before the target says otherwise: t starts at zero and grows slowly; nor what follows
     from the model's other text. In one epoch every token is met once, with t = 0.3 p: there is no past to hold it back,

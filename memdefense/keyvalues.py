@@ -88,14 +88,15 @@ def shares(model: Any) -> bool:
     return cache is not None and bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def shared(model: Any, ids: Tensor) -> DynamicCache:
-    """The keys and values of a beginning (1, T), for any number of passes over rows that go on from it.
+def shared(model: Any, ids: list[int]) -> DynamicCache:
+    """The keys and values of a beginning, for any number of passes over rows that go on from it.
 
     Only for a model that `shares`; each pass gives its rows' tokens alone, and a mask over the beginning and them.
     """
     cache = _cache(model)
     assert cache is not None
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **last_logits(model, 1)}
+    row = torch.tensor([ids], device=model.device)
+    given = {"input_ids": row, "attention_mask": torch.ones_like(row), **last_logits(model, 1)}
     model(**given, past_key_values=cache, use_cache=True)
     held: list[Any] = cache.layers
     cache.layers = [SharedLayer(layer.keys, layer.values) for layer in held]

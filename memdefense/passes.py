@@ -24,7 +24,6 @@ Columns = list[npt.NDArray[np.float64]]
 # other (a busy machine makes that dear); elsewhere what keeps the device busy.
 MEASURED_FLOATS = {"cpu": 1 << 20}
 _BATCH_LOGITS = 1 << 27
-_MOST_ROWS = 512
 _BATCH_TOKENS = {"cpu": 8192, "cuda": 131072, "mps": 16384}
 # Keys and values of one batch, where the token budget would leave it smaller. Where a model's own cache copies them at
 # each step, larger ones come as fresh pages each time, which took 40 % of a prefix attack on a CPU.
@@ -52,9 +51,7 @@ class Window:
     scored: int
 
 
-def batches(
-    lm: LM, lengths: Sequence[int], *, size: int = 0, kept: int = 0, most: int = _MOST_ROWS
-) -> Iterator[list[int]]:
+def batches(lm: LM, lengths: Sequence[int], *, size: int = 0, kept: int = 0, most: int = 0) -> Iterator[list[int]]:
     """Rows of similar length together, the longest first, so that a lack of memory shows at once.
 
     Args:
@@ -62,7 +59,7 @@ def batches(
         lengths: tokens of each row.
         size: rows of a batch; 0 fills a budget of tokens and of logits.
         kept: at how many positions of a row logits are held at a time; 0 is all.
-        most: rows of a batch at most, whatever the budget.
+        most: rows of a batch at most, whatever is asked for; 0 is any number.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     tokens = (_BATCH_TOKENS if kept else _PASS_TOKENS).get(lm.device.type, 8192)
@@ -73,7 +70,8 @@ def batches(
     while start < len(order):
         longest = max(1, lengths[order[start]])
         logits = (kept or longest) * vocabulary
-        rows = min(size or max(1, min(tokens // longest, _BATCH_LOGITS // logits)), most)
+        rows = size or max(1, min(tokens // longest, _BATCH_LOGITS // logits, 512))
+        rows = min(rows, most) if most else rows
         yield order[start : start + rows]
         start += rows
 
@@ -99,7 +97,8 @@ def beginnings(lm: LM, jobs: Sequence[Window]) -> list[tuple[int, list[int]]]:
     alike: dict[tuple[int, ...], list[int]] = {}
     for row, job in enumerate(jobs):
         # What the first scored token is told from belongs to each row: its logits come of the pass over the row.
-        alike.setdefault(tuple(job.ids[: job.scored - 1]), []).append(row)
+        # Later pieces of a long text go on from that text alone.
+        alike.setdefault(() if job.place else tuple(job.ids[: job.scored - 1]), []).append(row)
     least = _PASS_TOKENS.get(lm.device.type, 8192)
     together = [(len(key), rows) for key, rows in alike.items() if len(key) * (len(rows) - 1) >= least]
     if not together or not shares(lm.model):
@@ -110,10 +109,12 @@ def beginnings(lm: LM, jobs: Sequence[Window]) -> list[tuple[int, list[int]]]:
 
 
 def copies(lm: LM, tokens: int) -> int:
-    """Rows of a batch at most, where each copies the keys and values of a beginning of so many tokens."""
+    """Rows of a batch at most, where each copies the keys and values of a beginning; 0, any number, without one."""
+    if not tokens:
+        return 0
     layers = max(1, int(lm.model.config.get_text_config().num_hidden_layers))
-    room = _SHARED_BYTES.get(lm.device.type, 1 << 30) * layers // max(1, tokens * _token_bytes(lm))
-    return max(1, min(room, _MOST_ROWS))
+    room = _SHARED_BYTES.get(lm.device.type, 1 << 30) * layers // (tokens * _token_bytes(lm))
+    return max(1, room)
 
 
 def measure(logits: Tensor, targets: Tensor, sampling: Sampling, banning: bool) -> Tensor:

@@ -177,7 +177,7 @@ class LocalTarget:
         # A law may look at what went before a token, which a beginning that is passed over once no longer shows.
         groups = [(0, list(range(len(jobs))))] if self.laws else beginnings(self.lm, jobs)
         for begun, group in groups:
-            cache = shared(self.lm.model, self._tensor([jobs[group[0]].ids[:begun]])) if begun else None
+            cache = shared(self.lm.model, jobs[group[0]].ids[:begun]) if begun else None
             lengths = [len(jobs[row].ids) - begun for row in group]
             most = copies(self.lm, begun)
             for places in batches(self.lm, lengths, size=self.batch_size, most=most):
@@ -280,9 +280,6 @@ class LocalTarget:
                 lead = (top.values[:, 0] - top.values[:, 1]).tolist()
                 answers[row] = decided(self.lm, heads[row], body, values[row], top.indices[:, 0].tolist(), lead)
         return answers
-
-    def _tensor(self, ids: list[list[int]]) -> Tensor:
-        return torch.tensor(ids, dtype=torch.long, device=self.lm.device)
 
     def _forward(self, ids: list[list[int]], cache: DynamicCache | None = None) -> tuple[Tensor, Tensor]:
         """Guarded log-probabilities (B, T, V) of right-padded rows, and the padded ids (B, T)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -140,6 +142,10 @@ def test_a_long_beginning_is_copied_for_few_rows_at_once(tiny_lm: LM, monkeypatc
     monkeypatch.setitem(passes._SHARED_BYTES, "cpu", 3 * 30 * 256)
     assert copies(tiny_lm, 30) == 3
     assert copies(tiny_lm, 300) == 1
+    assert copies(tiny_lm, 0) == 0
+    # Rows that are asked for are had, unless each needs a copy.
+    assert [len(rows) for rows in passes.batches(tiny_lm, [1] * 700, size=600)] == [600, 100]
+    assert [len(rows) for rows in passes.batches(tiny_lm, [1] * 7, size=5, most=3)] == [3, 3, 1]
     seen = passed(lm := tiny_lm.copy())
     asked = [(CONTEXTS[1], text) for text in TEXTS] * 3
     beginning = len(lm.encode(CONTEXTS[1])) - 1
@@ -156,3 +162,5 @@ def test_what_does_not_share_comes_last(tiny_lm: LM) -> None:
     assert beginnings(tiny_lm, jobs) == [(19, [0, 2]), (0, [1])]
     assert beginnings(tiny_lm, jobs[::2]) == [(19, [0, 1])]
     assert beginnings(tiny_lm, jobs[:2]) == [(0, [0, 1])]
+    later = [dataclasses.replace(job, place=9) for job in jobs]  # of a long text, and of a copy of it
+    assert beginnings(tiny_lm, later) == [(0, [0, 1, 2])]
