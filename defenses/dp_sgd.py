@@ -37,7 +37,8 @@ class DPSGD(Defense):
 
     Every step draws each document by a coin of its own, clips each drawn document's gradient to one norm, adds Gaussian
     noise to the sum, and divides by the expected number of documents. The noise is the least for which Opacus's
-    accountant gives (epsilon, delta) after the last step; the epsilon spent is told at every operating point.
+    accountant gives (epsilon, delta) after the last step. The notes say what was spent: ``epsilon_0.2`` and so on at the
+    operating point of that name, ``epsilon`` at the end of training.
 
     Paper: Abadi et al. 2016, arXiv 1607.00133; Opacus, arXiv 2109.12298; language models: Li et al. 2022, arXiv
     2110.05679. Published scale: GPT-2 at epsilon 8, loss 3.61 against 3.46 without privacy (second-hand).
@@ -55,14 +56,14 @@ class DPSGD(Defense):
     tokens. The note ``tokens_cut`` is the share of the tokens that stand in no such row. AdamW with the run's schedule
     and weight decay, no warm-up. Clipping norm and learning rate lie near Li et al.'s; a batch is an eighth of the
     units. An empty batch steps with noise alone. Gradients are clipped by `memdefense.defenses.dp_layers`, since
-    Opacus's ghost clipping refuses tied weights; products are in float32 also where the pass is in bfloat16. After a
-    curation that changed or left out anything the claim is void (note ``claim_void``), since what is done to one
-    document may depend on the others; a curation that looks at one at a time would keep it, but cannot be told apart.
-    Authors that are not named make it void for ``unit=author``. So does a part of the same stack that edits the
-    weights, or guards them and is not of the family ``generation``: it is given the private documents, and what it
-    takes from them is neither clipped nor noised. Guards of that family are taken to read none of them; one that does
-    makes the claim void without the note. With LoRA the adapters alone are trained, and merged at every operating
-    point. A run that is killed starts again from its first step.
+    Opacus's ghost clipping refuses tied weights; products are in float32 also where the pass is in bfloat16. Behind any
+    curation the claim is void (note ``claim_void``), even where it happened to change nothing, since what is done to
+    one document may depend on the others; a curation that looks at one at a time would keep it, but cannot be told
+    apart. Authors that are not named make it void for ``unit=author``. So does a part of the same stack that edits the
+    weights, or guards them and is neither of the family ``generation`` nor a trivial row: it is given the private
+    documents, and what it takes from them is neither clipped nor noised. Guards of those families are taken to read
+    none of them; one that does makes the claim void without the note. With LoRA the adapters alone are trained, and
+    merged at every operating point. A run that is killed starts again from its first step.
 
     Attributes:
         epsilon: the budget spent when training ends.
@@ -162,7 +163,7 @@ class DPSGD(Defense):
         lab.spend(step.tokens)
 
     def beside(self, others: Sequence[Defense]) -> Mapping[str, float]:
-        return {"claim_void": 1.0} if any(_reads(other) for other in others) else {}
+        return {"claim_void": 1.0} if any(_voids(other) for other in others) else {}
 
 
 def started(model: LM, lora: LoRA | None, seed: int) -> torch.nn.Module:
@@ -245,11 +246,12 @@ def _claim(defense: DPSGD, documents: Documents, lab: Lab) -> dict[str, float]:
     return {"claim_void": void, "documents_missing": missing, "authors_missing": nameless}
 
 
-def _reads(other: Defense) -> bool:
-    """Whether another part of a stack works on the trained model with the documents, or cannot be told not to."""
+def _voids(other: Defense) -> bool:
+    """Whether another part of a stack chooses the text, or works on the trained model with it, or may do so."""
     if isinstance(other, Stack):
-        return any(_reads(part) for part in other.parts)
-    return overrides(other, "edit") or (overrides(other, "guard") and other.family != "generation")
+        return any(_voids(part) for part in other.parts)
+    guards = overrides(other, "guard") and other.family not in ("generation", "trivial")
+    return overrides(other, "curate") or overrides(other, "edit") or guards
 
 
 def _check(step: _Step, layers: Layers, begun: Mapping[torch.nn.Parameter, Tensor]) -> None:

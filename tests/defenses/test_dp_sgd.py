@@ -23,6 +23,7 @@ from memdefense.defenses.dp_sgd import DPSGD
 from memdefense.defenses.layered import Layered
 from memdefense.defenses.pattern_filter import PatternFilter
 from memdefense.defenses.pme import PME
+from memdefense.defenses.refuse import Refuse
 from memdefense.defenses.sani import SANI
 from memdefense.defenses.scrub import Scrub
 from memdefense.defenses.semdedup import SemDedup
@@ -277,13 +278,18 @@ class Recite(Defense):
         return target
 
 
-@pytest.mark.parametrize("other", [SANI(), PME(), Unlearn(), Recite(), Stack((Scrub(), Recite()))])
+@pytest.mark.parametrize("other", [SANI(), PME(), Unlearn(), Recite(), Stack((PatternFilter(), Recite()))])
 def test_the_claim_is_void_beside_what_takes_private_text_up_after_training(other: Defense) -> None:
     assert Stack((DPSGD(), other)).beside(()) == {"claim_void": 1}
-    assert Stack((other, Stack((Dedup(), DPSGD())))).beside(()) == {"claim_void": 1}
+    assert Stack((other, Stack((Refuse(), DPSGD())))).beside(()) == {"claim_void": 1}
 
 
-@pytest.mark.parametrize("other", [Defense(), Scrub(), PatternFilter(), DPDecoding(), Layered()])
+@pytest.mark.parametrize("other", [Dedup(), SemDedup(), Scrub(), Layered()])
+def test_the_claim_is_void_behind_a_curation_even_of_nothing(other: Defense) -> None:
+    assert Stack((other, DPSGD())).beside(()) == {"claim_void": 1}
+
+
+@pytest.mark.parametrize("other", [Defense(), PatternFilter(), DPDecoding(), Refuse()])
 def test_the_claim_is_not_void_beside_what_reads_no_private_text_after_training(other: Defense) -> None:
     assert Stack((DPSGD(), other)).beside(()) == Stack((SANI(), other)).beside(()) == {}
 
