@@ -77,6 +77,15 @@ class UntargetedSampling(Attack):
     def without_base(self) -> UntargetedSampling | None:
         return None if self.baseline == "base" else self
 
+    def ready(self) -> None:
+        """Reads the prompt file.
+
+        Raises:
+            DataError: it is not there, in another encoding, or holds no prompt.
+        """
+        if self.file:
+            self._lines()
+
     def outside(self) -> str:
         """A digest of the prompt file; "" where it cannot be read, which `run` says."""
         try:
@@ -114,15 +123,20 @@ class UntargetedSampling(Attack):
         lab.note(samples=len(prompts), values_said=len(generated), said_by_base_too=len(generated & known))
         yield from secret_outcomes(corpus, {}, frozenset(generated - known), lab)
 
+    def _lines(self) -> tuple[list[str], int]:
+        """The prompts of the file, and how many lines of it are empty."""
+        lines = read_prompts(self.file)
+        full = [line for line in lines if line.strip()]
+        if not full:
+            raise DataError(f"the prompt file '{self.file}' holds no prompt; write one per line")
+        return full, len(lines) - len(full)
+
     def _prompts(self, corpus: Corpus, lab: AttackLab) -> list[str]:
         if self.prompts == "bos":
             return [""] * self.samples
         if self.prompts == "file":
-            lines = read_prompts(self.file)
-            full = [line for line in lines if line.strip()]
-            lab.note(empty_lines=len(lines) - len(full))
-            if not full:
-                raise DataError(f"the prompt file '{self.file}' holds no prompt; write one per line")
+            full, empty = self._lines()
+            lab.note(empty_lines=empty)
             made = [full[place % len(full)] for place in range(self.samples)]
         else:
             documents = corpus.public if self.prompts == "public" else corpus.held_out

@@ -184,7 +184,7 @@ def _files(data: str) -> tuple[str, list[str]]:
             what = f"files of several kinds ({', '.join(kinds)})" if kinds else f"no file that ends in {known}"
             raise DataError(f"jsonl: the folder {path} holds {what}; it must hold files of one kind")
     elif not path.exists():
-        raise DataError(f"jsonl: there is no file or folder '{data}'; pass an existing one with --data PATH")
+        raise DataError(f"jsonl: there is no file or folder '{data}'; pass the path of one that exists")
     elif path.suffix.lower() not in _READERS:
         raise DataError(f"jsonl: {path} has an unknown ending '{path.suffix}'; known are {known}")
     else:

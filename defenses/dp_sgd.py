@@ -37,8 +37,8 @@ class DPSGD(Defense):
 
     Every step draws each document by a coin of its own, clips each drawn document's gradient to one norm, adds Gaussian
     noise to the sum, and divides by the expected number of documents. The noise is the least for which Opacus's
-    accountant gives (epsilon, delta) after the last step. The notes say what was spent: ``epsilon_0.2`` and so on at the
-    operating point of that name, ``epsilon`` at the end of training.
+    accountant gives (epsilon, delta) after the last step. The notes say what was spent: ``epsilon_0.2`` and the like at
+    the operating point of that name, ``epsilon`` at the end of training.
 
     Paper: Abadi et al. 2016, arXiv 1607.00133; Opacus, arXiv 2109.12298; language models: Li et al. 2022, arXiv
     2110.05679. Published scale: GPT-2 at epsilon 8, loss 3.61 against 3.46 without privacy (second-hand).

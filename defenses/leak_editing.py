@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from memdefense import pii
 from memdefense.architecture import Block, blocks_of
 from memdefense.defense import Defense, Point
-from memdefense.errors import ModelError, SpecError, hint
+from memdefense.errors import ModelError, SpecError
 from memdefense.spelling import continued
 
 from .editing import second_moments
@@ -82,9 +82,7 @@ class LeakEditing(Defense):
     cap: float = 0.0
 
     def __post_init__(self) -> None:
-        for kind in self.kinds:
-            if kind not in pii.KINDS:
-                raise SpecError(f"{self.name}: kinds cannot be '{kind}'{hint(kind, pii.KINDS)}")
+        pii.check_kinds(self.kinds, self.name)
         least = {"context": 0, "mentions": 0, "cap": 0, "points": 1, "passages": 1}
         for field, low in least.items():
             if not low <= getattr(self, field) < float("inf"):

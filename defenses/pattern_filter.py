@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from memdefense import Defense, Documents, SpecError, pii
-from memdefense.errors import hint
 
 if TYPE_CHECKING:
     from memdefense import Lab, Target
@@ -62,9 +61,7 @@ class PatternFilter(Defense):
     tries: int = 3
 
     def __post_init__(self) -> None:
-        for kind in self.kinds:
-            if kind not in pii.KINDS:
-                raise SpecError(f"pattern-filter: kinds cannot be '{kind}'{hint(kind, pii.KINDS)}")
+        pii.check_kinds(self.kinds, self.name)
         if self.tries < 1:
             raise SpecError(f"pattern-filter: tries is {self.tries}; it must be at least 1")
 

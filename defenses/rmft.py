@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from memdefense import pii
 from memdefense.corpus import Document, Documents
 from memdefense.defense import Defense
-from memdefense.errors import DataError, SpecError, hint
+from memdefense.errors import DataError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,9 +69,7 @@ class RMFT(Defense):
     redraw: Literal["once", "epoch"] = "once"
 
     def __post_init__(self) -> None:
-        for kind in self.kinds:
-            if kind not in pii.KINDS:
-                raise SpecError(f"rmft: kinds cannot be '{kind}'{hint(kind, pii.KINDS)}")
+        pii.check_kinds(self.kinds, self.name)
 
     @property
     def redraws(self) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from memdefense import pii
 from memdefense.corpus import Documents
 from memdefense.defense import Defense, Point
-from memdefense.errors import ModelError, SpecError, hint
+from memdefense.errors import ModelError, SpecError
 
 if TYPE_CHECKING:
     from memdefense.architecture import Block
@@ -86,9 +86,7 @@ class SANI(Defense):
     stages: Literal["both", "erase", "repair"] = "both"
 
     def __post_init__(self) -> None:
-        for kind in self.kinds:
-            if kind not in pii.KINDS:
-                raise SpecError(f"sani: kinds cannot be '{kind}'{hint(kind, pii.KINDS)}")
+        pii.check_kinds(self.kinds, self.name)
         if not 0 < self.ratio <= 1:
             raise SpecError(f"sani: ratio is {self.ratio}; give a share above 0 and at most 1")
         for field in ("layers", "epochs"):

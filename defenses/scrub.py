@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from memdefense import pii
 from memdefense.corpus import Documents
 from memdefense.defense import Defense
-from memdefense.errors import SpecError, hint
 
 if TYPE_CHECKING:
     from memdefense.lab import Lab
@@ -51,9 +50,7 @@ class Scrub(Defense):
     kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for kind in self.kinds:
-            if kind not in pii.KINDS:
-                raise SpecError(f"scrub: kinds cannot be '{kind}'{hint(kind, pii.KINDS)}")
+        pii.check_kinds(self.kinds, self.name)
 
     def curate(self, documents: Documents, lab: Lab, *, epoch: int = 0) -> Documents:
         kinds = self.kinds or pii.KINDS

@@ -162,7 +162,7 @@ def _sentence_embeddings(texts: Sequence[str], device: str) -> Tensor:
     import torch
 
     if importlib.util.find_spec("sentence_transformers") is None:
-        raise ModelError("semdedup: encoder=sentence needs an extra: pip install memdefense[semantic]")
+        raise ModelError('semdedup: encoder=sentence needs an extra: pip install "memdefense[semantic]"')
     encoder: Any = importlib.import_module("sentence_transformers").SentenceTransformer(_SENTENCE_MODEL, device=device)
     encoded = encoder.encode(list(texts), batch_size=64, show_progress_bar=False, convert_to_tensor=True)
     return cast("Tensor", encoded).to("cpu", torch.float32)

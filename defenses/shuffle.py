@@ -53,16 +53,17 @@ class Shuffle(Defense):
     keep: Literal["first", "last", "none"] = "first"
 
     def __post_init__(self) -> None:
-        RMFT(kinds=self.kinds)  # which says what is wrong with them
+        pii.check_kinds(self.kinds, self.name)
 
     def curate(self, documents: Documents, lab: Lab, *, epoch: int = 0) -> Documents:
-        _, replaced = RMFT(kinds=self.kinds, keep=self.keep).mentions(documents, lab)
+        mentions, replaced = RMFT(kinds=self.kinds, keep=self.keep).mentions(documents, lab)
         rng = lab.rng("shuffle")
         curated = [
             _noised(document, [found.end - found.start for found in own], rng)
             for document, own in zip(documents, replaced, strict=True)
         ]
         lab.note(
+            values=len({(found.kind, found.canonical) for own in mentions for found in own}),
             replaced=sum(len(own) for own in replaced),
             characters=sum(found.end - found.start for own in replaced for found in own),
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from memdefense import pii
 from memdefense.corpus import Documents
 from memdefense.defense import Defense, Point
-from memdefense.errors import DataError, SpecError, hint
+from memdefense.errors import DataError, SpecError
 
 if TYPE_CHECKING:
     from memdefense.lab import Lab
@@ -98,9 +98,7 @@ class Unlearn(Defense):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for kind in self.kinds:
-            if kind not in pii.KINDS:
-                raise SpecError(f"unlearn: kinds cannot be '{kind}'{hint(kind, pii.KINDS)}")
+        pii.check_kinds(self.kinds, self.name)
         for field in ("epochs", "batch_size"):
             if getattr(self, field) < 1:
                 raise SpecError(f"unlearn: {field} is {getattr(self, field)}; it must be at least 1")

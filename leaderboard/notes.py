@@ -126,13 +126,22 @@ def _unmeasured(group: Sequence[Row], points: Sequence[Row]) -> list[str]:
 
 
 def _idle(group: Sequence[Row], points: Sequence[Row]) -> list[str]:
-    """Arms that changed nothing since their detector found no PII."""
-    found = []
+    """Why arms changed nothing: their detector found no PII, or what they sought could not be had."""
+    blind, lines = [], []
     for entry in group:
         own = [row for row in points if row["defense_label"] == entry["defense_label"] and row["status"] == "no-op"]
-        if own and all((row.get("notes") or {}).get("values") == 0 for row in own):
-            found.append(entry["defense_label"])
-    return [f"{', '.join(found)}: the defender's detector found no PII, so nothing was changed"] if found else []
+        notes = [row.get("notes") or {} for row in own]
+        if own and all(note.get("values") == 0 for note in notes):
+            blind.append(entry["defense_label"])
+        skipped = [int(note.get("skipped") or 0) for note in notes if note.get("edited") == 0]
+        if own and len(skipped) == len(own) and max(skipped):
+            lines.append(
+                f"{entry['defense_label']}: nothing was edited, since none of the {max(skipped):,} contexts that leak "
+                "could be brought to say the dummy"
+            )
+    if blind:
+        lines.append(f"{', '.join(blind)}: the defender's detector found no PII, so nothing was changed")
+    return lines
 
 
 def _left_out(group: Sequence[Row]) -> list[str]:

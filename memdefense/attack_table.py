@@ -20,6 +20,11 @@ _IN_PART = (
     "without the scores that need the model before it saw the members; give --reference with its folder or hub id"
 )
 
+_UNRESOLVED = (
+    "no leakage can be told, since too little of its kind stands among the non-members to hold the members against; "
+    "bring more of them, with values such as the members' (--scores shows what was found)"
+)
+
 
 def print_attacks(rows: Sequence[Row], *, scores: bool = False) -> None:
     """Prints one line per attack and seed, and with ``scores`` every score of each."""
@@ -46,6 +51,8 @@ def print_attacks(rows: Sequence[Row], *, scores: bool = False) -> None:
     for row in rows:
         if row["error"]:
             console.print(f"{row['attack_spec']}: {row['error']}", markup=False, highlight=False)
+        elif _interval(row["scores"]["leakage"]) == "-":
+            console.print(f"{row['attack_spec']}: {_UNRESOLVED}", markup=False, highlight=False)
         elif row["notes"]["without_base"]:
             console.print(f"{row['attack_spec']}: {_IN_PART}", markup=False, highlight=False)
     blind = [row["scores"]["auc_model_free"] for row in rows if "auc_model_free" in (row.get("scores") or {})]
@@ -72,5 +79,7 @@ def _interval(score: dict[str, Any]) -> str:
     value, low, high = (score.get(name) for name in ("value", "low", "high"))
     if value is None or value != value:
         return "-"
-    limits = "" if low is None or high is None or low != low or high != high else f" [{low:.2f}, {high:.2f}]"
-    return f"{value:.3f}{limits}"
+    if low is None or high is None or low != low or high != high:
+        return f"{value:.3f}"
+    # The excess over a chance that may be near 1 has no end below; further down there is nothing to be told.
+    return f"{value:.3f} [{'< -1' if low < -1 else f'{low:.2f}'}, {high:.2f}]"

@@ -52,6 +52,8 @@ def attack_model(
     played = [cast(Attack, made[0]) for _, made in registry.instances("attacks", attacks)]
     if not played:
         raise SpecError("no attack was named; give one, such as prefix")
+    for attack in played:
+        attack.ready()
     writer = Writer(Path(settings.output)) if settings.output else None
 
     def load(device: str) -> LM:

@@ -60,6 +60,13 @@ class Plugin:
                 changed.append(f"{field.name.replace('_', '-')}={spell(value)}")
         return self.name + (":" + ",".join(changed) if changed else "")
 
+    def ready(self) -> None:
+        """Called before anything is read or trained, so that what a field names, such as a file, is missed in time.
+
+        Raises:
+            MemdefenseError: it is not there, or cannot be used.
+        """
+
     def outside(self) -> str:
         """A digest of what the fields only name, such as the content of a file: part of every key and recipe."""
         return ""

@@ -192,10 +192,12 @@ def model_free_line(area: Mapping[str, Any]) -> str:
     if any(side is None or math.isnan(side) for side in sides):
         return "model-free baseline: not known, since it takes members and non-members"
     value, low, high = (float(side or 0) for side in sides)
-    apart = "the split gives members away: no membership number here can be trusted"
-    return f"model-free baseline: AUC {value:.2f} [{low:.2f}, {high:.2f}], " + (
-        apart if low > 0.5 else "no better than chance"
-    )
+    verdict = "no better than chance"
+    if low > 0.5:
+        verdict = "the split gives members away: no membership number here can be trusted"
+    elif high < 0.5:  # what it learned of some texts misleads it about others
+        verdict = "worse than chance: the texts are of groups that differ, and membership numbers may come of that"
+    return f"model-free baseline: AUC {value:.2f} [{low:.2f}, {high:.2f}], {verdict}"
 
 
 def plain(value: object) -> object:

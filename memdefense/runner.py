@@ -104,6 +104,7 @@ def planned(benchmark: Benchmark | str, defenses: object, attacks: object, setti
 
     Raises:
         SpecError: a name or a field is wrong, or no attack was named.
+        DataError: a file that a field names is not there or cannot be read.
     """
     chosen = one_benchmark(benchmark)
     arms = _arms(defenses, settings.baselines)
@@ -111,6 +112,8 @@ def planned(benchmark: Benchmark | str, defenses: object, attacks: object, setti
     utilities = [cast(Utility, made[0]) for _, made in registry.instances("utilities", "all")]
     if not played:
         raise SpecError("no attack was named; give one, such as prefix")
+    for plugin in (chosen, *(spec for specs in arms.values() for spec in specs), *played, *utilities):
+        plugin.ready()
     _pin([chosen, *(spec for specs in arms.values() for spec in specs)], [*played, *utilities])
     return Plan(chosen, arms, played, utilities)
 

@@ -256,7 +256,7 @@ def _detector_recall(work: Work, seed: int) -> float | None:
 
 
 def _worst(costs: Mapping[str, float], needed: Sequence[str]) -> float:
-    """The largest cost, those that could not be measured left out; NaN where one of the needed is not known.
+    """The largest cost, at least 0, of those that could be measured; NaN where one of the needed is not known.
 
     Args:
         costs: by utility.
@@ -264,4 +264,4 @@ def _worst(costs: Mapping[str, float], needed: Sequence[str]) -> float:
     """
     if any(math.isnan(costs[name]) for name in needed):
         return math.nan
-    return max(cost for cost in costs.values() if not math.isnan(cost))
+    return max(0.0, *(cost for cost in costs.values() if not math.isnan(cost)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .detect import find
 from .fakes import fake, local_part, pick
-from .forms import KINDS, Detector, Pii, canonical
+from .forms import KINDS, Detector, Pii, canonical, check_kinds
 from .presidio import presidio_detector
 from .words import DOMAINS, LOCALS, SUFFIXES
 
@@ -16,6 +16,7 @@ __all__ = [
     "Detector",
     "Pii",
     "canonical",
+    "check_kinds",
     "fake",
     "find",
     "local_part",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from memdefense.errors import DataError, SpecError, hint
 
@@ -63,6 +63,13 @@ def check_kind(kind: str) -> None:
     """Raises a SpecError for a kind that is none of `KINDS`."""
     if kind not in KINDS:
         raise SpecError(f"unknown kind of PII '{kind}'{hint(kind, KINDS)}")
+
+
+def check_kinds(kinds: Iterable[str], who: str) -> None:
+    """Raises a SpecError that names the plugin for a field ``kinds`` with one that is none of `KINDS`."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise SpecError(f"{who}: kinds cannot be '{kind}'{hint(kind, KINDS)}")
 
 
 def digits_of(value: str) -> str:

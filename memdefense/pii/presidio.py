@@ -35,7 +35,7 @@ def presidio_detector(model: str = "en_core_web_lg") -> Detector:
         ModelError: the extra or its language model is not installed.
     """
     if importlib.util.find_spec("presidio_analyzer") is None:
-        raise ModelError("the presidio detector needs an extra: pip install memdefense[presidio]")
+        raise ModelError('the presidio detector needs an extra: pip install "memdefense[presidio]"')
     # Presidio would otherwise download the model by itself, and end the process where it cannot.
     if importlib.util.find_spec(model) is None:
         raise ModelError(f"the presidio detector needs its language model: python -m spacy download {model}")

@@ -192,8 +192,9 @@ def test_a_prompt_file_that_cannot_be_read_is_a_clear_error(store: Store, tiny_l
         read_prompts(str(path))
     path.write_text("\n \n")
     empty = UntargetedSampling(prompts="file", file=str(path))
-    with pytest.raises(DataError, match="holds no prompt"):
-        list(empty.run(Talker(["x"]), CORPUS, lab_of(store, tiny_lm)))
+    for told in (empty.ready, lambda: list(empty.run(Talker(["x"]), CORPUS, lab_of(store, tiny_lm)))):
+        with pytest.raises(DataError, match="holds no prompt"):
+            told()
     with pytest.raises(DataError, match="cannot be read"):
         read_prompts(str(tmp_path / "none.txt"))
     with pytest.raises(DataError, match="cannot be read"):

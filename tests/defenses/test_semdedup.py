@@ -159,7 +159,7 @@ def test_without_the_extra_the_error_names_the_command(
     tmp_path: Path, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ModelError, match=r"pip install memdefense\[semantic\]"):
+    with pytest.raises(ModelError, match=r'pip install "memdefense\[semantic\]"'):
         SemDedup(encoder="sentence").curate(documents(["a"]), lab_of(tmp_path, tiny_lm))
 
 

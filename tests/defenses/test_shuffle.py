@@ -76,7 +76,8 @@ def test_as_many_spans_of_the_same_lengths_in_the_same_documents(keep: Literal["
         places = [place for place, differs in enumerate(changed) if differs]
         groups = 1 + sum(b - a > 6 for a, b in itertools.pairwise(places)) if places else 0
         assert groups <= len(lengths)
-    assert lab.notes == {"replaced": sum(map(len, mentions)), "characters": sum(map(sum, mentions))}
+    counts = {"values": 2, "replaced": sum(map(len, mentions)), "characters": sum(map(sum, mentions))}
+    assert lab.notes == counts
 
 
 def test_the_amount_is_what_rmft_replaces() -> None:
@@ -119,7 +120,7 @@ def test_the_seed_decides() -> None:
 
 
 def test_unknown_values_are_refused() -> None:
-    with pytest.raises(SpecError, match="did you mean 'email'"):
+    with pytest.raises(SpecError, match="shuffle: kinds cannot be 'emial'; did you mean 'email'"):
         Shuffle(kinds=("emial",))
 
 

@@ -193,6 +193,16 @@ def test_an_arm_that_found_no_pii_says_so(printed: Printed) -> None:
     text = " ".join(printed(rows).split())
     assert "rmft: the defender's detector found no PII, so nothing was changed" in text
     assert "pme: the" not in text
+    assert "nothing was edited" not in text
+
+
+def test_an_edit_that_never_came_to_pass_says_so(printed: Printed) -> None:
+    rows = [entry(label) for label in ("none", "pme", "memit")]
+    rows += [point("none"), point("pme", status="no-op", notes={"values": 9.0, "edited": 0.0, "skipped": 1794.0})]
+    rows += [point("memit", status="no-op", notes={"values": 9.0, "edited": 0.0, "skipped": 0.0})]
+    text = " ".join(printed(rows).split())
+    assert "pme: nothing was edited, since none of the 1,794 contexts that leak could be brought to say" in text
+    assert "memit: nothing" not in text
 
 
 def places(text: str) -> dict[str, str]:

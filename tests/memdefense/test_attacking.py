@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +15,15 @@ from click.testing import CliRunner, Result
 from memdefense.attack_table import print_attacks
 from memdefense.attacking import attack_model
 from memdefense.attacks.mia import MIA
+from memdefense.attacks.sampling import UntargetedSampling
 from memdefense.benchmarks.brought import Brought
 from memdefense.cli import cli
+from memdefense.defense import Defense
 from memdefense.errors import DataError, MemdefenseError, SpecError
 from memdefense.lm import LM
+from memdefense.runner import run
 from memdefense.settings import Settings
+from memdefense.testing import tiny_benchmark
 
 
 def _letters(path: Path, start: int, count: int) -> Path:
@@ -197,3 +203,26 @@ def test_the_table_says_what_a_classifier_without_the_model_tells(
     said = " ".join(capsys.readouterr().out.split())
     assert f"model-free baseline: AUC 0.70 [{low:.2f}, 0.80]" in said
     assert verdict in said
+
+
+def test_the_table_says_why_there_is_no_leakage_and_ends_its_intervals(capsys: pytest.CaptureFixture[str]) -> None:
+    row: dict[str, Any] = {"access": "text", "seed": 0, "status": "ok", "error": "", "cost": {"seconds": 1.0}}
+    row["notes"] = {"without_base": 0.0}
+    unknown = {"leakage": {"value": math.nan, "low": math.nan, "high": math.nan, "n": 9}}
+    vague = {"leakage": {"value": 0.08, "low": -31.4, "high": 0.16, "n": 9}}
+    print_attacks([{**row, "attack_spec": "prefix", "scores": unknown}, {**row, "attack_spec": "mia", "scores": vague}])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "prefix: no leakage can be told" in said
+    assert "mia: no leakage" not in said
+    assert "0.080 [< -1, 0.16]" in said
+
+
+def test_a_prompt_file_that_is_missing_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    attack = UntargetedSampling(prompts="file", file=str(tmp_path / "none.txt"))
+    for told in (
+        lambda: attack_model(Brought("none.jsonl", "none.jsonl"), [attack], settings=Settings(model=str(tmp_path))),
+        lambda: run(tiny_benchmark(), [Defense()], [attack], settings=Settings(store=str(tmp_path / "store"))),
+    ):
+        with pytest.raises(DataError, match=r"none\.txt' cannot be read"):
+            told()
+    assert not list(tmp_path.iterdir())

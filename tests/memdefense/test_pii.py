@@ -451,7 +451,7 @@ def test_draws_rest_on_the_raw_bits_alone() -> None:
 
 def test_presidio_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(ModelError, match=r"pip install memdefense\[presidio\]"):
+    with pytest.raises(ModelError, match=r'pip install "memdefense\[presidio\]"'):
         pii.presidio_detector()
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from memdefense import results
 from memdefense.errors import DataError
-from memdefense.results import Results, Writer, plain, read_rows, score_rows
+from memdefense.results import Results, Writer, model_free_line, plain, read_rows, score_rows
 from memdefense.score import Score, Scores
 
 
@@ -136,3 +136,11 @@ def test_a_file_beside_the_rows_is_there_whole_or_not_at_all(tmp_path: Path) -> 
     with pytest.raises(DataError, match=r"cannot write results.*No space left.*run the same command again"):
         writer.file("outcomes/one.jsonl", full)
     assert [path.read_text() for path in (tmp_path / "out" / "outcomes").iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "verdict"),
+    [((0.51, 0.8), "gives members away"), ((0.3, 0.7), "no better than chance"), ((0.1, 0.49), "worse than chance")],
+)
+def test_the_verdict_on_a_split_is_by_the_interval(limits: tuple[float, float], verdict: str) -> None:
+    assert verdict in model_free_line({"value": 0.4, "low": limits[0], "high": limits[1]})
