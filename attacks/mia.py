@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import numpy as np
 
-from memdefense import Attack, Corpus, DataError, Document, Outcome, Scores, SpecError
+from memdefense import Attack, Corpus, DataError, Document, NotApplicable, Outcome, Scores, SpecError
 from memdefense.attack import Access, Term
 
 from . import membership_scores as scored
@@ -183,7 +183,11 @@ class MIA(Attack):
                 values.append({name: self._score(name, evidence) for name in names})
         lab.note(on_both_sides=two.shared, without_a_predicted_token=short, shots=len(shots))
         trained = {document.id for document in two.members}
-        yield from self._outcomes(corpus, documents, values, [d.id in trained for d in documents], lab)
+        inside = [document.id in trained for document in documents]
+        for member, side in ((True, "member"), (False, "non-member")):
+            if member not in inside:
+                raise NotApplicable(f"no {side} is left to score: {short} texts of one token, which nothing predicts")
+        yield from self._outcomes(corpus, documents, values, inside, lab)
 
     def score(self, outcomes: Sequence[Outcome]) -> Scores:
         return membership(outcomes, self._found(outcomes), self.headline)

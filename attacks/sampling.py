@@ -186,13 +186,16 @@ def read_prompts(path: str) -> list[str]:
     content = _bytes(path)
     encoding = next((name for mark, name in _BOMS if content.startswith(mark)), "utf-8")
     try:
-        return content.decode(encoding).splitlines()
+        text = content.decode(encoding)
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise DataError(
             f"the prompt file '{path}' is not UTF-8 (line {line}); convert it first, for instance with "
             "iconv -f ISO-8859-1 -t UTF-8"
         ) from error
+    if "\0" in text:  # as ASCII in UTF-16 without a mark is to UTF-8
+        raise DataError(f"the prompt file '{path}' is not UTF-8; convert it first, for instance with iconv -t UTF-8")
+    return text.splitlines()
 
 
 def _bytes(path: str) -> bytes:

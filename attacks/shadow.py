@@ -112,7 +112,7 @@ class Shadow(Attack):
         """Trains the pool, or takes it from the store, and scores every unit.
 
         Raises:
-            NotApplicable: fewer than two units were held out.
+            NotApplicable: fewer than two units were held out, or no member or non-member has a predicted token.
         """
         everyone, both = units_of(corpus, self.unit)
         others = _hashed([unit for unit in everyone if not unit.member])
@@ -122,13 +122,16 @@ class Shadow(Attack):
         units = [*_hashed([unit for unit in everyone if unit.member])[: self.members], *others]
         dealt = pool_of(corpus, self.unit, self.models, self.pool)
         own = read(target, units)
+        known = np.isfinite(own.mean)
+        z = np.arange(len(units)) >= len(units) - aside
+        for member, side in ((True, "member"), (False, "non-member")):  # told before eight models are trained
+            if not any(unit.member == member for unit, there in zip(units, known & ~z, strict=True) if there):
+                raise NotApplicable(f"no {side} is left to score: none has a token that the model can predict")
         pool = []
         for number in range(self.models):
             pool.append(read(dealt.target(number, lab), units))
             lab.progress("shadow models", number + 1, self.models)
         inside = dealt.inside[:, [dealt.places[unit.key] for unit in units]]
-        z = np.arange(len(units)) >= len(units) - aside
-        known = np.isfinite(own.mean)
         found, a = self._scored(own.of(known), [one.of(known) for one in pool], inside[:, known], z[known])
         lab.note(shadow_models=self.models, rmia_a=a, population=int((z & known).sum()), units_on_both_sides=both)
         lab.note(units_dropped=int((~known).sum()))  # of one token, which nothing predicts, or impossible under a guard

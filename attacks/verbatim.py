@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from memdefense import Attack, Corpus, Document, ModelError, NotApplicable, Outcome, Score, Scores, Signals, SpecError
+from memdefense import Attack, Corpus, Document, NotApplicable, Outcome, Score, Scores, Signals, SpecError
 from memdefense.attack import Access, Term
 from memdefense.score import excess, rate
 from memdefense.spans import token_offsets
@@ -76,14 +76,14 @@ class Verbatim(Attack):
         """Asks about documents that are long enough.
 
         Raises:
-            ModelError: the model's context is shorter than prefix and length together.
-            NotApplicable: nothing was held out, or no training or held-out document is long enough.
+            NotApplicable: the model's context is shorter than prefix and length together, nothing was held out, or no
+                training or held-out document is long enough.
         """
         whole = self.prefix + self.length
         if whole > lab.base.context:
-            raise ModelError(
-                f"verbatim asks for {whole} tokens in a row and the model's context has {lab.base.context}; "
-                "lower prefix or length"
+            raise NotApplicable(
+                f"it asks for {whole} tokens in a row and the model's context has {lab.base.context}; lower "
+                "verbatim:prefix or verbatim:length"
             )
         two, circle = sides(corpus, self.members), circle_of(corpus)
         counts = {True: 0, False: 0}

@@ -37,6 +37,10 @@ class Dedup(Defense):
     proportion to the number of copies, and that membership is hardly better than guessed for text that stands once.
     Here near-duplicates have a Jaccard index of at least 0.8 over word 5-grams, by MinHash with 128 permutations.
 
+    On `mailbox` (three seeds) prefixes still bring 0.114 of the values where ordinary training leaves 0.160, and that
+    gains nothing over stopping early: what recurs there are values, in mails that differ, where the papers count
+    passages that stand many times.
+
     Does not protect the copy that is kept, nor a value that recurs in passages that differ or are shorter than ``span``
     (short of ``pii``, which may cost most of the text where documents share signatures).
 

@@ -36,6 +36,8 @@ class DEPN(Defense):
     Paper: Wu et al. 2023, on BERT: less of Enron's phone numbers, names and texts is exposed with tens of neurons gone
     (second-hand).
 
+    On `mailbox` (three seeds) 0.042 is left of 0.160, at 17.1 % of perplexity.
+
     Does not protect a value whose neurons are its own, since only shared ones become frequent; nor what the detector
     misses; nor what attention has stored.
 

@@ -40,6 +40,10 @@ class Goldfish(Defense):
     learned from all of them; nor short values, of which often no token is hidden; nor how a document begins; nor
     membership, which the labels that are left still give away.
 
+    On `mailbox` (three seeds) prefixes still bring 0.107 of the values where ordinary training leaves 0.160, at 8.7 %
+    of perplexity: values recur there in other contexts. What the paper counts cannot be compared: after six passes the
+    undefended model recites no passage either.
+
     Deviates [ours]: the product is exact, where the authors' code lets it overflow 64 bits, so single labels differ and
     the rule and its rate do not; a token of id 0, which would send every context it stands in to the first entry of the
     table, counts as 1 (it separates documents here); ``match_tokens``. The written rule hashes the tokens before the

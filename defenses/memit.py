@@ -42,8 +42,9 @@ class MEMIT(LeakEditing):
 
     Does not protect values that none of the tried prefixes draws out, nor against other prefixes than those, nor what
     the detector misses; and the dummy shows which contexts were edited. What `pme` says of ``ridge`` and of dummies out
-    of a small model's reach holds here too, and here such requests are edited all the same. What was measured stands in
-    leaderboard/RESULTS.md.
+    of a small model's reach holds here too, and here such requests are edited all the same: on `mailbox` none of some
+    800 edited contexts says its dummy (three seeds), while three in ten no longer leak, so that there MEMIT disturbs
+    more than it edits.
 
     Deviates [ours]: all of `pme`'s deviations that are about requests, C and the loss; blocks 3 to 8 of GPT-J's 28, or
     what lies at that depth; openings decoded greedily, ten tokens behind each of five words, where the authors sample;

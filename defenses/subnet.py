@@ -30,6 +30,8 @@ class Subnet(Defense):
     Paper: Sakarvadia et al. 2025 (BalancedSubnet): Pythia-6.9B reproduces 6.5 % of its memorized sequences in place of
     89.3 %, at a perplexity of 22.7 in place of 19.5.
 
+    On `mailbox` (three seeds) 0.008 is left of 0.160, at 24.5 % of perplexity: as much as published, for more.
+
     Does not protect what the detector misses, nor memorized text without PII; and what weights elsewhere hold, in
     attention and embeddings, stays.
 

@@ -81,5 +81,4 @@ def _interval(score: dict[str, Any]) -> str:
         return "-"
     if low is None or high is None or low != low or high != high:
         return f"{value:.3f}"
-    # The excess over a chance that may be near 1 has no end below; further down there is nothing to be told.
-    return f"{value:.3f} [{'< -1' if low < -1 else f'{low:.2f}'}, {high:.2f}]"
+    return f"{value:.3f} [{low:.2f}, {high:.2f}]"

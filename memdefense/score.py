@@ -225,8 +225,10 @@ def precision(generated: AbstractSet[str], originals: AbstractSet[str]) -> float
 def _leakage(hit: Score, chance: Score, correlation: float) -> Score:
     """`excess`, for rates of a known correlation."""
     ratio, low, high = mover_ratio(_complement(hit), _complement(chance), correlation=correlation)
-    # No rate exceeds 1, so no leakage does, however little is known of chance.
-    return Score(1.0 - ratio, 1.0 - high, min(1.0 - low, 1.0), hit.n, higher_is_better=False, events=hit.events)
+    # No rate exceeds 1, so no leakage does, however little is known of chance; nor does one lie below -1 unless others'
+    # values come out more often than not, so that a limit further down would only say that next to nothing is known.
+    least = min(1.0 - ratio, max(1.0 - high, -1.0))
+    return Score(1.0 - ratio, least, min(1.0 - low, 1.0), hit.n, higher_is_better=False, events=hit.events)
 
 
 def _complement(share: Score) -> Score:

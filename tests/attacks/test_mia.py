@@ -377,6 +377,13 @@ def test_texts_on_both_sides_are_left_out_and_counted(store: Store, tiny_lm: LM)
         list(MIA().run(LocalTarget(tiny_lm), Corpus((), TWENTY, [Document("h", "  ")]), lab))
 
 
+def test_a_side_of_one_token_texts_alone_is_not_applicable(store: Store, tiny_lm: LM) -> None:
+    short = [Document(f"s{n}", letter) for n, letter in enumerate("abc")]
+    for corpus, side in ((Corpus((), short, OTHERS), "no member"), (Corpus((), TWENTY, short), "no non-member")):
+        with pytest.raises(NotApplicable, match=f"{side} is left to score: 3 texts of one token"):
+            list(MIA().run(LocalTarget(tiny_lm), corpus, lab_of(store, tiny_lm)))
+
+
 def test_one_empty_class_and_too_few_non_members_give_no_number_and_no_error(store: Store, tiny_lm: LM) -> None:
     outcomes = list(MIA().run(LocalTarget(tiny_lm), EVEN, lab_of(store, tiny_lm)))
     scores = MIA().score(outcomes)

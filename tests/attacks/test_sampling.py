@@ -190,6 +190,10 @@ def test_a_prompt_file_that_cannot_be_read_is_a_clear_error(store: Store, tiny_l
     path.write_bytes("Dear all\nSchöne Grüße\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"not UTF-8 \(line 2\).*iconv"):
         read_prompts(str(path))
+    for encoding in ("utf-32", "utf-32-be", "utf-16-le", "utf-16-be"):
+        path.write_bytes("Dear all\n".encode(encoding))
+        with pytest.raises(DataError, match=r"not UTF-8.*iconv"):
+            read_prompts(str(path))
     path.write_text("\n \n")
     empty = UntargetedSampling(prompts="file", file=str(path))
     for told in (empty.ready, lambda: list(empty.run(Talker(["x"]), CORPUS, lab_of(store, tiny_lm)))):

@@ -241,6 +241,16 @@ def test_tuning_is_noted_and_members_are_sampled(store: Store, tiny_lm: LM) -> N
     assert sum(not outcome.member for outcome in outcomes) == 29
 
 
+def test_a_side_of_one_token_texts_alone_is_told_before_models_are_trained(
+    store: Store, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pool, "__call__", lambda *_: pytest.fail("a model was trained"))
+    short = [Document(f"s{n}", f"one {n}", f"s{n}") for n in range(6)]
+    for corpus, side in ((Corpus((), short, HELD), "member"), (Corpus((), TRAIN, short), "non-member")):
+        with pytest.raises(NotApplicable, match=f"no {side} is left to score"):
+            played(Shadow(models=4), store, tiny_lm, corpus)
+
+
 def test_too_little_text_and_fields_out_of_range(store: Store, tiny_lm: LM) -> None:
     with pytest.raises(NotApplicable, match="held out"):
         played(Shadow(), store, tiny_lm, Corpus((), TRAIN, HELD[:1]))

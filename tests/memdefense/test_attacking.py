@@ -205,16 +205,16 @@ def test_the_table_says_what_a_classifier_without_the_model_tells(
     assert verdict in said
 
 
-def test_the_table_says_why_there_is_no_leakage_and_ends_its_intervals(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_says_why_there_is_no_leakage(capsys: pytest.CaptureFixture[str]) -> None:
     row: dict[str, Any] = {"access": "text", "seed": 0, "status": "ok", "error": "", "cost": {"seconds": 1.0}}
     row["notes"] = {"without_base": 0.0}
     unknown = {"leakage": {"value": math.nan, "low": math.nan, "high": math.nan, "n": 9}}
-    vague = {"leakage": {"value": 0.08, "low": -31.4, "high": 0.16, "n": 9}}
-    print_attacks([{**row, "attack_spec": "prefix", "scores": unknown}, {**row, "attack_spec": "mia", "scores": vague}])
+    known = {"leakage": {"value": 0.08, "low": -0.2, "high": 0.16, "n": 9}}
+    print_attacks([{**row, "attack_spec": "prefix", "scores": unknown}, {**row, "attack_spec": "mia", "scores": known}])
     said = " ".join(capsys.readouterr().out.split())
     assert "prefix: no leakage can be told" in said
     assert "mia: no leakage" not in said
-    assert "0.080 [< -1, 0.16]" in said
+    assert "0.080 [-0.20, 0.16]" in said
 
 
 def test_a_prompt_file_that_is_missing_is_told_before_anything_is_read(tmp_path: Path) -> None:

@@ -82,7 +82,9 @@ def test_excess_is_signed_and_knows_its_ends() -> None:
     assert math.isnan(excess(known(0.3, 0.2, 0.4), Score(math.nan, 0.0, 1.0, 0)).value)
     assert math.isnan(excess(known(0.3, 0.2, 0.4), known(1.0, 0.9, 1.0)).value)
     vague = excess(known(0.3, 0.2, 0.4), known(0.5, 0.1, 1.0))
-    assert (vague.low, vague.high) == (-math.inf, 1.0)
+    assert (vague.low, vague.high) == (-1.0, 1.0)
+    below = excess(known(0.0, 0.0, 0.04), known(0.6, 0.5, 0.7))  # others' values come out more often than not
+    assert below.low == below.value == pytest.approx(-1.5)
 
 
 def clustered(
