@@ -8,6 +8,7 @@ from memdefense.published import Claim, claim_lines
 from memdefense.results import Row, model_free_line
 
 from .cells import interval, last_points, mean, number, rank
+from .epsilon import bounds_of
 
 BUDGET = 20  # percent of utility, where areas end
 _OF_UTILITY = ("perplexity", "utility kept")  # published figures that have no attack
@@ -34,7 +35,7 @@ def notes_of(group: Sequence[Row], points: Sequence[Row], claims: Sequence[Claim
         *_before(group),
     ]
     if not group[0].get("attacks"):
-        found += _rates(group, points)
+        found += [*_rates(group, points), *_kept(group, points), *bounds_of(group, points)]
     found += _baseline(points)
     if not group[0].get("attacks"):
         found += _chance(points)
@@ -177,6 +178,22 @@ def _rates(group: Sequence[Row], points: Sequence[Row]) -> list[str]:
     return [f"TPR at 10 % FPR at the end: {', '.join(found)}"] if found else []
 
 
+def _kept(group: Sequence[Row], points: Sequence[Row]) -> list[str]:
+    """What contexts bring out that a defense of text left in place, with which one who knows of it would ask."""
+    found = []
+    for entry in group:
+        final = last_points([row for row in points if row["defense_label"] == entry["defense_label"]])
+        gone = [(row["scores"].get("hit_rate_removed") or {}).get("value") for row in final]
+        left = [(row["scores"].get("leakage_kept") or {}).get("value") for row in final]
+        if mean(gone) is not None and mean(left) is not None:
+            found.append(f"{entry['defense_label']} {number(mean(left), 3)} / {number(mean(gone), 3)}")
+    return (
+        [f"leakage by contexts that were left in the text / hits by those taken out: {', '.join(found)}"]
+        if found
+        else []
+    )
+
+
 def _problems(entries: Sequence[Row]) -> list[str]:
     """Errors and what could not be resolved; a note that several entries share is one line."""
     found: dict[str, list[str]] = {}
@@ -218,9 +235,19 @@ def _half(limits: Sequence[float | None] | None) -> str:
 
 
 def _baseline(rows: Sequence[Row]) -> list[str]:
-    """What membership numbers of these rows must be read against: a classifier that sees the texts and no model."""
+    """What membership numbers of these rows must be read against: a classifier that sees the texts and no model.
+
+    Attacks that ask about other texts, as in a table of the worst, have a line each.
+    """
     blind = [row for row in _undefended(rows) if "auc_model_free" in (row.get("scores") or {})]
-    return [model_free_line(row["scores"]["auc_model_free"]) for row in last_points(blind)[:1]]
+    said = {}
+    for spec in dict.fromkeys(row["attack_spec"] for row in blind):
+        said[spec] = [
+            model_free_line(row["scores"]["auc_model_free"])
+            for row in last_points([row for row in blind if row["attack_spec"] == spec])
+        ]
+    alone = len(said) == 1
+    return [line if alone else f"{spec}, {line}" for spec, lines in said.items() for line in dict.fromkeys(lines)]
 
 
 def _chance(rows: Sequence[Row]) -> list[str]:

@@ -192,7 +192,7 @@ def model_free_line(area: Mapping[str, Any]) -> str:
     if any(side is None or math.isnan(side) for side in sides):
         return "model-free baseline: not known, since it takes members and non-members"
     value, low, high = (float(side or 0) for side in sides)
-    verdict = "no better than chance"
+    verdict = "not told from chance"
     if low > 0.5:
         verdict = "the split gives members away: no membership number here can be trusted"
     elif high < 0.5:  # what it learned of some texts misleads it about others

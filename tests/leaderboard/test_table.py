@@ -132,7 +132,7 @@ def test_whose_chance_it_was_is_said(printed: Printed) -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "verdict"), [(0.52, "the split gives members away"), (0.48, "no better than chance"), (None, "not known")]
+    ("low", "verdict"), [(0.52, "the split gives members away"), (0.48, "not told from chance"), (None, "not known")]
 )
 def test_membership_is_read_against_a_classifier_without_a_model(
     printed: Printed, low: float | None, verdict: str
@@ -446,3 +446,44 @@ def test_a_zero_has_no_sign(printed: Printed) -> None:
     text = printed([entry("none", maxter=budgets), point("none")], markdown=True)
     assert "| 0.0<br>[0,0] |" in text
     assert "-0" not in text.split("\n- ")[0]
+
+
+def test_what_kept_and_removed_contexts_bring_out_stands_under_a_table(printed: Printed) -> None:
+    gone = {"leakage_kept": score(0.125), "hit_rate_removed": score(0.25), "leakage": score(0.2)}
+    whole = {"leakage_kept": score(0.5), "hit_rate_removed": score(None), "leakage": score(0.5)}
+    rows = [entry("none"), entry("rmft"), point("none", scores=whole)]
+    rows += [point("rmft", seed=seed, scores=gone) for seed in range(2)]
+    text = " ".join(printed(rows).split())
+    assert "left in the text / hits by those taken out: rmft 0.125 / 0.250" in text
+
+
+AUDIT: dict[str, Any] = {"attack": "audit", "attack_spec": "audit", "attack_family": "audit"}
+
+
+def bounds(all_copies: float, single: float) -> dict[str, Any]:
+    names = ("epsilon_bound", "epsilon_bound_delta", "epsilon_bound_single", "epsilon_bound_single_delta")
+    given = {name: score(single if "single" in name else all_copies) for name in names}
+    ceilings = {name.replace("bound", "ceiling"): score(2.7 if "single" in name else 3.1) for name in names}
+    return {"leakage": score(0.5), **given, **ceilings}
+
+
+@pytest.mark.parametrize(("unit", "held"), [("", "0.25 / 0.50 of at most 2.7"), (":unit=author", "1.00 / 1.25 of at")])
+def test_bounds_on_epsilon_stand_beside_what_is_claimed(printed: Printed, unit: str, held: str) -> None:
+    notes = {"epsilon": 7.99, "delta": 0.0004, "claim_void": 0.0}
+    rows = [entry("none", **AUDIT), entry("dp-sgd", **AUDIT, defense_spec=[f"dp-sgd{unit}"])]
+    for seed in (1, 0):
+        rows.append(point("none", seed=seed, **AUDIT, scores=bounds(1.5, 1.0)))
+        drawn = bounds(1.0 + seed / 4, 0.25 + seed / 4)
+        spec = f"dp-sgd{unit}"
+        rows.append({**point("dp-sgd", seed=seed, **AUDIT, scores=drawn, notes=notes), "defense_spec": spec})
+    text = " ".join(printed(rows).split())
+    assert "at most 3.1 could be shown): none 1.50 / 1.50, dp-sgd 1.00 / 1.25" in text
+    claimed = "an author" if unit else "a document"
+    assert f"dp-sgd claims epsilon 7.99 at delta 0.0004 for {claimed}; the bound for that: {held}" in text
+    assert "the others claim no epsilon" in text
+
+
+def test_an_audit_without_a_claim_names_none(printed: Printed) -> None:
+    text = printed([entry("none", **AUDIT), point("none", **AUDIT, scores=bounds(1.5, 1.0))])
+    assert "lower bound on epsilon" in text
+    assert "claim" not in text
