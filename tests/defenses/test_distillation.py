@@ -19,7 +19,10 @@ from memdefense.errors import DataError, NotApplicable, SpecError
 from memdefense.fit import fit, load_checkpoint
 from memdefense.interval import wilson
 from memdefense.lm import LM, Sampling
-from memdefense.testing import check_defense
+from memdefense.pipeline import defend
+from memdefense.runner import Settings, prepare
+from memdefense.store import Store
+from memdefense.testing import check_defense, tiny_benchmark
 from memdefense.train import Batch, TrainConfig, next_token_loss
 
 if TYPE_CHECKING:
@@ -250,6 +253,17 @@ def test_a_student_comes_closer_to_its_teacher(tiny_lm: LM, tmp_path: Path, kind
         theirs = teacher.model(input_ids=batch.ids).logits
         before, after = (float(forward_kl(theirs, m.model(input_ids=batch.ids).logits)) for m in (tiny_lm, students[0]))
     assert after < 0.3 * before
+
+
+def test_the_student_that_is_handed_out_is_smaller(store: Store) -> None:
+    work = prepare(tiny_benchmark(), Settings(store=str(store.folder), device="cpu"))
+    defended = defend(work, Distillation(), 0)
+    for point in defended.points:
+        student = point.load("cpu")
+        assert student.width == work.base.width // 2
+        assert student.model.config.num_hidden_layers == 1  # of three
+        assert student.parameters() < 0.5 * work.base.parameters()
+    assert defended.notes["student_share"] == student.parameters() / work.base.parameters()
 
 
 class StubLab:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-from memdefense.defenses.dp_layers import Ghost, add_clipped, trained_layers
+from memdefense.defenses import dp_layers
+from memdefense.defenses.dp_layers import Ghost, Use, add_clipped, trained_layers
 from memdefense.defenses.dp_sgd import started
 from memdefense.errors import ModelError
 from memdefense.lm import LM
@@ -77,6 +78,40 @@ def test_the_clipped_sum_is_that_of_single_examples(kind: str, ghost: Ghost, tin
         if weight.requires_grad:
             assert weight.grad is not None
             torch.testing.assert_close(weight.grad, total[name], rtol=1e-3, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("short", [0, 1])
+def test_no_gradient_of_a_matrix_is_made_where_memory_is_short_by_a_byte(
+    short: int, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five examples' gradients of all weights in float32, tied embeddings once, fill the room or miss it by a byte."""
+    model = prepared(tiny_lm)
+    layers, ids = trained_layers(model), batch(tiny_lm.model.config.vocab_size)
+    weights = list(model.parameters())
+    room = 4 * 5 * sum(weight.numel() for weight in weights)
+    made: list[int] = []
+    whole = dp_layers._gradients
+
+    def watched(weight: nn.Parameter, uses: Sequence[Use | Tensor]) -> Tensor:
+        made.append(weight.dim())
+        found: Tensor = whole(weight, uses)
+        return found
+
+    monkeypatch.setattr(dp_layers, "_gradients", watched)
+
+    def run(ghost: Ghost) -> list[Tensor]:
+        made.clear()
+        for weight in weights:
+            weight.grad = None
+        norms = add_clipped(layers, lambda: losses(model, ids), clip=0.1, ghost=ghost)
+        return [norms, *(weight.grad for weight in weights if weight.grad is not None)]
+
+    monkeypatch.setattr(dp_layers, "_ROOM", room - short)
+    found = run("auto")
+    assert (max(made) == 1) == bool(short)
+    expected = run("on" if short else "off")
+    assert len(found) == len(expected) == 1 + len(weights)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_tied_embeddings_count_as_one_weight(tiny_lm: LM) -> None:

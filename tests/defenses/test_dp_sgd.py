@@ -18,7 +18,7 @@ from memdefense.defense import Defense, Stack
 from memdefense.defenses import dp_sgd
 from memdefense.defenses.dedup import Dedup
 from memdefense.defenses.dp_decoding import DPDecoding
-from memdefense.defenses.dp_plan import Plan, noise, plan
+from memdefense.defenses.dp_plan import Plan, accountant_of, noise, plan, spent
 from memdefense.defenses.dp_sgd import DPSGD
 from memdefense.defenses.layered import Layered
 from memdefense.defenses.pattern_filter import PatternFilter
@@ -70,6 +70,20 @@ def test_noise_against_the_gaussian_mechanism_by_formula() -> None:
 def test_noise_against_the_published_value() -> None:
     """Abadi et al. 2016: q 0.01, sigma 4, 10,000 steps and delta 1e-5 spend 1.26; later bounds less."""
     assert 3.0 < noise(1.26, 1e-5, 0.01, 10_000, "rdp") <= 4.0
+
+
+def test_epsilon_spent_against_the_value_in_opacus_own_tests() -> None:
+    """accountants_test.py of Opacus: 90 epochs at a rate of 0.04, with a noise of 1.5."""
+    accountant = accountant_of("rdp")
+    for _ in range(2250):
+        accountant.step(noise_multiplier=1.5, sample_rate=0.04)
+    assert spent(accountant, 1e-5) == pytest.approx(7.32911117143, abs=5e-8)
+
+
+@pytest.mark.parametrize(("steps", "sigma"), [(2250, 1.416), (2000, 1.3562)])
+def test_noise_against_the_values_in_opacus_own_tests(steps: int, sigma: float) -> None:
+    """Epsilon 8 in accountants_test.py of Opacus, which compares four places."""
+    assert noise(8.0, 1e-5, 0.04, steps, "rdp") == pytest.approx(sigma, abs=5e-5)
 
 
 def test_noise_against_the_accountant_called_by_itself() -> None:

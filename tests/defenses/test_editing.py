@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from memdefense.architecture import blocks_of
+from memdefense.bench import Bench
 from memdefense.corpus import Document
 from memdefense.defenses.editing import closed_form, insert, look, second_moments
+from memdefense.lab import Lab
 from memdefense.lm import LM
+from memdefense.store import Store
+from memdefense.train import TrainConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from memdefense.lab import Lab
 
 BUILDS = ("GPT-2", "GPT-Neo", "GPT-NeoX", "Llama")
 PUBLIC = ["The meeting on Tuesday is moved.", "Please call before noon, or write.", "", "24 boxes" * 30, "a"]
@@ -90,6 +92,33 @@ def test_second_moments_are_those_of_each_text_alone(four_builds: dict[str, LM],
             count += 1
         assert count == sum(min(64, len(lm.encode(text))) for text in PUBLIC)
         torch.testing.assert_close(moment.double(), total / count, rtol=1e-4, atol=1e-5)
+
+
+def test_second_moments_are_read_once_for_a_model_its_text_and_blocks(four_builds: dict[str, LM], store: Store) -> None:
+    """Another run finds them in the store; another text, block or model is read anew."""
+    documents = [Document(str(place), text) for place, text in enumerate(PUBLIC)]
+    lm, other = four_builds["GPT-2"].copy(), four_builds["GPT-2"].copy()
+    blocks_of(other.model)[0].down.weight.add_(1)
+    passes: list[LM] = []
+    for model in (lm, other):
+        model.model.base_model.register_forward_hook(lambda *_, model=model: passes.append(model))
+
+    def asked(model: LM, places: Sequence[int], passages: int) -> tuple[int, list[Tensor]]:
+        passes.clear()
+        config = TrainConfig()
+        lab = Lab(Bench(store), who="pme", seed=0, originals=(), public=documents, config=config, base=model)
+        made = second_moments(model, blocks_of(model.model), places, documents, lab, passages=passages)
+        return len(passes), made
+
+    read, first = asked(lm, (0, 1), 4)
+    assert read > 0
+    again, second = asked(lm, (0, 1), 4)
+    assert again == 0
+    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+    assert asked(lm, (0, 1), 3)[0] > 0
+    assert asked(lm, (0, 2), 4)[0] > 0
+    assert asked(other, (0, 1), 4)[0] > 0
+    assert asked(lm, (0, 1), 4)[0] == 0
 
 
 @pytest.mark.parametrize("build", BUILDS)

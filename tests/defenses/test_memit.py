@@ -172,6 +172,11 @@ def test_openings_are_short_texts_behind_five_words(four_builds: dict[str, LM]) 
     assert MEMIT().openings(four_builds["GPT-2"]) == openings
 
 
+@pytest.mark.parametrize(("loss", "p", "ends"), [(0.0499, 0.0, True), (0.05, 1.0, False), (0.4, 1.0, False)])
+def test_a_search_ends_at_a_small_loss_alone(loss: float, p: float, ends: bool) -> None:
+    assert memit._enough(loss, p) is ends
+
+
 def test_no_steps_are_refused() -> None:
     with pytest.raises(SpecError, match="memit: steps is 0"):
         MEMIT(steps=0)

@@ -117,6 +117,21 @@ def test_the_most_likely_value_of_a_search_is_edited_in(
     assert [how.best for how in asked] == [True]
 
 
+@pytest.mark.parametrize(
+    ("loss", "p", "ends"),
+    [
+        (0.0099, 0.5, True),
+        (0.01, 0.99, False),
+        (0.0299, 0.9901, True),
+        (0.0299, 0.99, False),
+        (0.03, 1.0, False),
+        (0.9, 0.6, False),
+    ],
+)
+def test_a_search_ends_at_a_small_loss_or_a_sure_target(loss: float, p: float, ends: bool) -> None:
+    assert pme._enough(loss, p) is ends
+
+
 def test_all_blocks_but_the_last() -> None:
     assert list(PME().layers(4)) == [0, 1, 2]
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from memdefense.architecture import blocks_of
 from memdefense.bench import Bench
@@ -52,6 +53,53 @@ def test_the_gradient_goes_straight_through_by_hand() -> None:
     # dL/d(masked weight) = [1, 5] outer [1, 10] = [[1, 10], [5, 50]]
     assert scores.grad is not None
     assert scores.grad.tolist() == [[2.0, 30.0], [-2.5, 200.0]]
+
+
+def test_two_steps_on_the_scores_by_hand(tmp_path: Path, tiny_lm: LM) -> None:
+    """SGD at 0.1 with momentum 0.9 and decay 0.0005, of the sum of -0.95 NLL(value) and 0.05 NLL(other) over all."""
+    public = ["The boxes are in the depot.", "The room is large."]
+    lab = lab_of(tmp_path, tiny_lm, public)
+    seen: list[list[Tensor]] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        seen.append([score.detach().clone() for score in optimizer.param_groups[0]["params"]])
+
+    handles = [register_optimizer_step_pre_hook(look), register_optimizer_step_post_hook(look)]
+    try:
+        list(Subnet(ratio=(0.2,), epochs=2).edit(tiny_lm.copy(), documents(), lab))
+    finally:
+        for handle in handles:
+            handle.remove()
+    start, once, again, twice = seen
+
+    matrices = [matrix for block in blocks_of(tiny_lm.model) for matrix in (*block.up, block.down)]
+    values = mentions(tiny_lm, documents(), lab, context=64)
+    other = [Mention(tuple(tiny_lm.encode(text)), 1) for text in public]
+
+    def gradients(scores: list[Tensor]) -> list[Tensor]:
+        leaves = [score.clone().requires_grad_() for score in scores]
+        weights = {
+            f"{matrix.name}.weight": matrix.parameter.detach() * kept(leaf, 0.2)
+            for matrix, leaf in zip(matrices, leaves, strict=True)
+        }
+        total = torch.zeros(())
+        for sign, texts in ((-0.95, values), (0.05, other)):
+            for text in texts:
+                counted = torch.tensor([[place >= text.start for place in range(len(text.ids))]])
+                total = total + sign * _losses(tiny_lm, weights, torch.tensor([text.ids]), counted).sum()
+        return list(torch.autograd.grad(total, leaves))
+
+    velocity = [slope + 5e-4 * score for slope, score in zip(gradients(start), start, strict=True)]
+    first = [score - 0.1 * speed for score, speed in zip(start, velocity, strict=True)]
+    pulled = [slope + 5e-4 * score for slope, score in zip(gradients(once), first, strict=True)]
+    velocity = [0.9 * speed + pull for speed, pull in zip(velocity, pulled, strict=True)]
+    second = [score - 0.1 * speed for score, speed in zip(first, velocity, strict=True)]
+    for place, matrix in enumerate(matrices):
+        bound = matrix.weight.shape[1] ** -0.5
+        assert 0.95 * bound < float(start[place].abs().max()) <= bound
+        torch.testing.assert_close(once[place], first[place], rtol=0, atol=1e-7)
+        assert torch.equal(again[place], once[place])
+        torch.testing.assert_close(twice[place], second[place], rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("ratio", [0.0001, 0.01, 0.29, 0.5])

@@ -9,6 +9,7 @@ from typing import Literal, cast
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from memdefense.architecture import blocks_of
 from memdefense.bench import Bench
@@ -89,6 +90,22 @@ def test_one_step_of_graddiff_equals_adamw_by_hand(tiny_lm: LM, store: Store) ->
     (point,) = defense.edit(tiny_lm.copy(), private, lab(store, tiny_lm, public=(), config=config))
     for one, other in zip(expected.model.parameters(), point.model.model.parameters(), strict=True):
         assert torch.allclose(one, other, atol=2e-5)
+
+
+def test_the_rate_rises_over_the_first_epoch_and_falls_to_the_end(tiny_lm: LM, store: Store) -> None:
+    """Four windows one at a time, so four steps an epoch."""
+    texts = ["Write to ann.lee@fenwick.com soon", "Call 415-555-0134 first", "Or bob@fenwick.com", "Not eve@poe.com"]
+    private = [Document(str(place), text) for place, text in enumerate(texts)]
+    rates: list[float] = []
+    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    try:
+        defense = Unlearn(window=2, epochs=3, batch_size=1, rate=0.5)
+        points = list(defense.edit(tiny_lm.copy(), private, lab(store, tiny_lm)))
+    finally:
+        handle.remove()
+    assert len(points) == 3
+    eighths = [2, 4, 6, 8, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert rates == pytest.approx([0.5 * 1e-2 * eighth / 8 for eighth in eighths])
 
 
 def test_npo_refers_to_the_model_before_unlearning(tiny_lm: LM, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

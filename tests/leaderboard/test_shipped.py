@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tarfile
 from pathlib import Path
@@ -57,6 +58,24 @@ def test_runs_that_were_not_made_as_one_stand_apart() -> None:
     assert [line[3:] for line in said.output.splitlines() if line.startswith("## ")] == told
     assert len(told) >= 2
     assert said.output.count("[95 % interval]") == 1
+
+
+def test_every_arm_of_all_defenses_on_mailbox_has_five_points_a_seed() -> None:
+    """Three seeds, each point measured by both attacks and none in error; the model never trained is one point."""
+    rows = [row for row in read_rows(ROOT / "leaderboard" / "results" / "mailbox.jsonl") if row["row"] == "entry"]
+    assert {(row["benchmark"], row["benchmark_version"]) for row in rows} == {("mailbox", "3")}
+    arms = {row["defense_label"] for row in rows}
+    assert len(arms) == 24
+    assert {(row["defense_label"], row["attack"]) for row in rows} == set(itertools.product(arms, ("prefix", "mia")))
+    for row in rows:
+        points = 1 if row["defense_label"] == "never-trained" else 5
+        assert row["seeds"] == [0, 1, 2]
+        assert row["errors"] == row["left_out"] == []
+        assert set(row["statuses"]) <= {"ok", "no-op", "collapsed"}
+        assert sum(row["statuses"].values()) == points * 3
+        for read in (*row["readings"].values(), row["deltas"]):
+            assert len(read) == points + 1  # and to do nothing
+            assert all(len(seeds) == 3 for seeds in read.values())
 
 
 @pytest.mark.parametrize("archive", sorted((ROOT / "leaderboard" / "outcomes").glob("*.tar.xz")), ids=lambda p: p.name)

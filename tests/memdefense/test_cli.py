@@ -209,6 +209,20 @@ def test_list_and_show(invoke: Invoke) -> None:
         assert text in shown
 
 
+def test_show_tells_what_a_paper_claims(invoke: Invoke) -> None:
+    def claims(name: str) -> list[str]:
+        return [line for line in invoke(["show", name]).out.splitlines() if line.startswith("published: ")]
+
+    assert claims("rmft") == [
+        "published: rmft TER -80.81 %, SER -80.17 %, perplexity +5.73 % (GPT2-XL, 10,000 Enron messages; "
+        "arXiv 2512.03310 [paper])",
+        "published: rmft TER 0.255 → 0.049 %, perplexity 6.798 (GPT2-XL, Enron; arXiv 2512.03310 [second-hand])",
+        "published: rmft TER 0.0526 → 0.004, perplexity 4.254 → 4.42 (Enron; arXiv 2512.03310, rerun [code])",
+        "published: rmft SER 0.3365 → 0.1384 (web prompts; arXiv 2512.03310, rerun [code])",
+    ]
+    assert claims("low-rate") == []
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_show_tells_of_a_defense_what_it_is_and_is_not(invoke: Invoke, name: str) -> None:
     kind = cast(type[Defense], registry.load("defenses", name))
