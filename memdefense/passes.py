@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 Columns = list[npt.NDArray[np.float64]]
 """Log-probability, mean, standard deviation and rank of each token of a piece."""
 
-# Vocabulary-sized work done at a time: on a CPU what caches hold, in few enough steps that threads seldom wait for each
-# other (a busy machine makes that dear); elsewhere what keeps the device busy.
+# Vocabulary-sized work of a training step done at a time: on a CPU what caches hold, in few enough steps that threads
+# seldom wait for each other (a busy machine makes that dear); elsewhere what keeps the device busy.
 MEASURED_FLOATS = {"cpu": 1 << 20}
+# Where nothing is trained, a piece for each thread whose three buffers fit a second-level cache of 2 MB: half the time.
+_THREAD_FLOATS = 1 << 17
 _BATCH_LOGITS = 1 << 27
 _BATCH_TOKENS = {"cpu": 8192, "cuda": 131072, "mps": 16384}
 # Keys and values of one batch, where the token budget would leave it smaller. Where a model's own cache copies them at
@@ -117,6 +119,13 @@ def copies(lm: LM, tokens: int) -> int:
     return max(1, room)
 
 
+def rows_at_once(device: str, vocabulary: int) -> int:
+    """How many positions' logits `measure` is given at a time."""
+    if device != "cpu":
+        return max(1, (1 << 26) // vocabulary)
+    return max(1, _THREAD_FLOATS // vocabulary) * torch.get_num_threads()
+
+
 def measure(logits: Tensor, targets: Tensor, sampling: Sampling, banning: bool) -> Tensor:
     """(N, V) logits and (N,) targets to (N, 4): logprob, mean, std, rank."""
     scores = logits.float()
@@ -176,5 +185,6 @@ __all__ = [
     "joined",
     "measure",
     "pad",
+    "rows_at_once",
     "windows",
 ]

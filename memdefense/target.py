@@ -30,7 +30,6 @@ from memdefense.errors import ModelError, PluginError, SpecError
 from memdefense.keyvalues import last_logits, reserved, shared
 from memdefense.laws import Caught, Drawn, applied, reach
 from memdefense.passes import (
-    MEASURED_FLOATS,
     Columns,
     Window,
     batches,
@@ -39,6 +38,7 @@ from memdefense.passes import (
     joined,
     measure,
     pad,
+    rows_at_once,
     windows,
 )
 from memdefense.spelling import budget, continued, cropped, decided, opened, spelled
@@ -307,7 +307,7 @@ class LocalTarget:
         logits, padded = self._forward([window.ids[begun:] for window in windows], cache)
         size = logits.shape[-1]
         flat, targets = logits.reshape(-1, size), padded.roll(-1, 1).reshape(-1)
-        step = max(1, MEASURED_FLOATS.get(logits.device.type, 1 << 26) // size)
+        step = rows_at_once(logits.device.type, size)
         banning = bool(self.laws) or sampling != PLAIN
         pieces = [
             measure(flat[start : start + step], targets[start : start + step], sampling, banning)

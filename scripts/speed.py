@@ -158,8 +158,10 @@ def membership() -> dict[str, float]:
     """
     corpus = Mailbox(documents=600).corpus()
     lm = untrained(corpus.public, vocabulary=2048, layers=4, width=192, heads=3, context=256, seed=0)
-    texts = [document.text for document in corpus.train]
-    ids = sorted((lm.encode(text)[: lm.context] for text in texts), key=len, reverse=True)
+    # Copies of one text are passed over once, and longer ones in pieces: neither would be the same pass.
+    encoded = {document.text: lm.encode(document.text) for document in corpus.train}
+    texts = [text for text, own in encoded.items() if len(own) <= lm.context]
+    ids = sorted((encoded[text] for text in texts), key=len, reverse=True)
     # An attack counts them once for all models of a tokenizer, and takes them from the store after that.
     public = [lm.encode(document.text) for document in corpus.public]
     frequency = membership_scores.log_frequencies(public, lm.model.config.get_text_config().vocab_size)
