@@ -32,12 +32,13 @@ class RMFT(Defense):
     +5.73 % against plain fine-tuning (GPT2-XL, 10,000 Enron messages).
 
     Does not protect the mention that stays, which a targeted prefix still reaches; nor what the detector misses; nor an
-    address that follows from a name or from its anchors, which between them show every part of a frequent address. On
-    `mailbox` (three seeds) a prefix draws out 0.7 % of the values at the end of training, where 16.0 % were drawn out
-    undefended; but asked which of eight candidates stood in the first mention, the one that stays, the model still
-    names the value in 20 % of the cases beyond chance (27 % undefended), often frequent ones that the detector misses
-    somewhere else; values seen once in 15 of 163 cases, undefended in 2 (both counted beside the program). With
-    ``keep=none`` it was 11 % instead of 24 % in version 1 of the benchmark (one seed).
+    address that follows from a name or from its anchors, which between them show every part of a frequent address, with
+    ``redraw=epoch`` even at one mention (``anchor=none`` shows none). On `mailbox` (three seeds) a prefix draws out 0.7
+    % of the values at the end of training, where 16.0 % were drawn out undefended; but asked which of eight candidates
+    stood in the first mention, the one that stays, the model still names the value in 20 % of the cases beyond chance
+    (27 % undefended), often frequent ones that the detector misses somewhere else; values seen once in 15 of 163 cases,
+    undefended in 2 (both counted beside the program). With ``keep=none`` it was 11 % instead of 24 % in version 1 of
+    the benchmark (one seed).
 
     Deviates [ours]: every kind of PII that the detector finds, where the paper has e-mail addresses (``kinds=email``);
     what a pool shares with the true addresses is left out of it, unless nothing else is in it, and a draw that gives a

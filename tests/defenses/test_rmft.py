@@ -207,6 +207,21 @@ def test_epochs_differ_only_where_they_are_redrawn_and_keep_the_same_mention() -
     assert sum(kept[0]) == len(VALUES)
 
 
+@pytest.mark.parametrize("anchor", ["part", "none"])
+def test_epochs_show_one_mention_part_by_part_where_an_anchor_survives(anchor: Literal["part", "none"]) -> None:
+    """What masks drawn per mention reveal over epochs: every part of an address, at one place, though never at once."""
+    documents = [Document(str(n), "Write to k.lee@acme.co.uk today.") for n in range(2)]  # the first mention stays
+    defense = RMFT(redraw="epoch", anchor=anchor)
+    drawn = [curate(defense, documents, epoch=epoch)[1].text.split()[2] for epoch in range(30)]
+    assert "k.lee@acme.co.uk" not in drawn
+    seen = {
+        "local": any(value.startswith("k.lee@") for value in drawn),
+        "label": any("@acme." in value for value in drawn),
+        "rest": any(value.endswith(".co.uk") for value in drawn),
+    }
+    assert set(seen.values()) == {anchor == "part"}
+
+
 def test_notes_count_values_mentions_and_replacements() -> None:
     documents, keys = written(40)
     lab = StubLab()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import weakref
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -218,6 +219,26 @@ def test_signals_equal_a_direct_computation(lm: LM, sampling: Sampling) -> None:
         for text, signals in zip(texts, found, strict=True):
             assert signals.tokens.tolist() == model.encode(text)
             same(signals, expected_signals(model, model.encode(text), sampling=sampling))
+
+
+def test_logits_of_one_batch_alone_are_held(tiny_lm: LM) -> None:
+    """Each batch's are gone before the next pass begins, however many texts there are."""
+    made: list[weakref.ref[Tensor]] = []
+
+    def before(*_: object) -> None:
+        assert not any(logits() is not None for logits in made)
+
+    hooks = [
+        tiny_lm.model.register_forward_pre_hook(before),
+        tiny_lm.model.register_forward_hook(lambda _, __, output: made.append(weakref.ref(output.logits))),
+    ]
+    try:
+        found = LocalTarget(tiny_lm, batch_size=2).signals([f"Text number {n} of nine." for n in range(9)])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(found) == 9
+    assert len(made) == 5
 
 
 def test_greedy_signals_are_certain(tiny_lm: LM) -> None:
