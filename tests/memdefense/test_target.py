@@ -3,15 +3,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import weakref
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedTokenizerFast
 
 from memdefense.errors import ModelError, PluginError, SpecError
@@ -223,15 +223,16 @@ def test_signals_equal_a_direct_computation(lm: LM, sampling: Sampling) -> None:
 
 def test_logits_of_one_batch_alone_are_held(tiny_lm: LM) -> None:
     """Each batch's are gone before the next pass begins, however many texts there are."""
-    made: list[weakref.ref[Tensor]] = []
+    held: Any = StorageWeakRef  # a view of the logits would keep their storage too
+    made: list[Any] = []
 
     def before(*_: object) -> None:
-        assert not any(logits() is not None for logits in made)
+        assert all(storage.expired() for storage in made)
 
-    hooks = [
-        tiny_lm.model.register_forward_pre_hook(before),
-        tiny_lm.model.register_forward_hook(lambda _, __, output: made.append(weakref.ref(output.logits))),
-    ]
+    def after(_: object, __: object, output: Any) -> None:
+        made.append(held(output.logits.untyped_storage()))
+
+    hooks = [tiny_lm.model.register_forward_pre_hook(before), tiny_lm.model.register_forward_hook(after)]
     try:
         found = LocalTarget(tiny_lm, batch_size=2).signals([f"Text number {n} of nine." for n in range(9)])
     finally:
