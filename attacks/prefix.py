@@ -69,6 +69,7 @@ class Prefix(Attack):
     passes: ClassVar[str] = "1 generation a context length"
     needs: ClassVar[str] = "secrets"
     paper: ClassVar[str] = "Carlini et al., ICLR 2023, arXiv 2202.07646"
+    adaptive_to: ClassVar[tuple[str, ...]] = ("data",)  # by ``leakage_kept``: contexts that were left in the text
     contexts: tuple[int, ...] = (100,)
     random: int = 1
     new_tokens: int = 0

@@ -1,4 +1,4 @@
-"""Attacks on a model that the user brings, with what it was trained on and what it was not: no defense, no training."""
+"""Attacks on a model that the user brings, with what it was trained on and what it was not; no defense is trained."""
 
 from __future__ import annotations
 

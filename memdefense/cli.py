@@ -211,7 +211,7 @@ def defend(**given: Any) -> None:
 @MACHINE
 @click.option("-o", "--output", default="", help="Results folder. [default: none is written]")
 def attack(**given: Any) -> None:
-    """Attack a model and data of your own: no defense, no training.
+    """Attack a model and data of your own: no defense, no training but of the copies that shadow and relearn make.
 
     \b
     memdefense attack --model ./my-model --members seen.jsonl --non-members unseen.jsonl -a all

@@ -24,7 +24,7 @@ ADAPTIVE_TO = {
     "inference": ("generation",),
     "mia": ("generation",),
     "paraphrase-prefix": ("weights",),
-    "prefix": (),
+    "prefix": ("data",),  # by the contexts that are left
     "quantise": ("weights",),
     "reconstruction": (),  # a filter of text takes its candidates away
     "relearn": ("weights",),
