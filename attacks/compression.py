@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from memdefense import AttackLab
     from memdefense.access import WeightTarget
 
-# How much longer the next prompt is where a length failed; the authors' step.
-_GROWTH = 5
-
 
 @dataclasses.dataclass(frozen=True)
 class Compression(Attack):
@@ -34,11 +31,11 @@ class Compression(Attack):
 
     The adversarial compression ratio of a value is its number of tokens over those of its shortest prompt, and it is
     called memorized where that is above 1: the model then holds something of the value that the prompt does not.
-    Prompts are sought by gradient (greedy coordinate gradient, Zou et al. 2023, arXiv 2307.15043) at one length after
-    another: five tokens more where a length fails, one less where it succeeds. Since the attacker holds the weights,
-    the search goes past every guard, and a prompt is token ids, which need not be the tokens of any text. What the
-    tokenizer puts before every text stands before it and is not counted; where that is nothing, nothing does, since a
-    model trained with one document a row has never read on from an end of text.
+    Prompts are sought by gradient (greedy coordinate gradient, Zou et al. 2023, arXiv 2307.15043), at a short length,
+    where that fails at the longest that counts, and where one succeeds by halving the lengths below it. Since the
+    attacker holds the weights, the search goes past every guard, and a prompt is token ids, which need not be the
+    tokens of any text. What the tokenizer puts before every text stands before it and is not counted; where that is
+    nothing, nothing does, since a model trained with one document a row has never read on from an end of text.
 
     Leakage is the excess of the hit rate over chance. Chance is the twin, searched for with the same budget from the
     same random numbers, where every chosen value has one; only else are held-out values searched for, as many as
@@ -50,11 +47,13 @@ class Compression(Attack):
     holds and not what an attacker without the value could get. On `mailbox`, undefended, at the end of training, it
     finds prompts for 6 of 12 values and for none of their twins (one seed; 100 s on two cores).
 
-    Deviates [ours]: no prompt as long as the value or longer is tried, since it cannot give a ratio above 1, which is
-    what keeps the search cheap; the longest that can is tried before giving up. Every candidate is checked and not
-    the best one alone, tokens must lead clearly, and the number of steps is the same at every length. Value and twin
-    stand in canonical form, numbers in the separators of the first ordinary mention, after the blanks before it. A
-    pair of which either is a single token cannot be compressed; it is left out and counted (``not_asked``).
+    Deviates [ours]: no prompt as long as the value or longer is tried, since it cannot give a ratio above 1, and the
+    longest that can comes second, where the authors add five tokens at a time: what no prompt draws out costs two
+    searches and not three or more, and that is most values. (The longest alone would not do: it has more places to
+    change in as many steps, and failed in a trial where five tokens succeeded.) Every candidate is checked and not the
+    best one alone, tokens must lead clearly, and the number of steps is the same at every length. Value and twin stand
+    in canonical form, numbers in the separators of the first ordinary mention, after the blanks before it. A pair of
+    which either is a single token cannot be compressed; it is left out and counted (``not_asked``).
 
     Attributes:
         secrets: members searched for, chosen by a hash, others for every seed.
@@ -174,7 +173,7 @@ class Compression(Attack):
 
 
 def shortest(draws_out: Callable[[int], bool], *, start: int, most: int) -> int:
-    """The shortest length at which a search succeeds, or 0: the schedule of MiniPrompt.
+    """The shortest length at which a search succeeds, or 0: ``start``, else ``most``, and then by halves.
 
     Exact where whatever succeeds at one length would also at all greater ones; no length is tried twice.
 
@@ -183,13 +182,19 @@ def shortest(draws_out: Callable[[int], bool], *, start: int, most: int) -> int:
         start: the first length, if ``most`` is not less.
         most: the greatest.
     """
-    failed, succeeded, length = 0, most + 1, min(start, most)
-    while failed < length < succeeded:
+    failed = succeeded = 0
+    for length in sorted({min(start, most), most} - {0}):
         if draws_out(length):
-            succeeded, length = length, length - 1
+            succeeded = length
+            break
+        failed = length
+    while succeeded - failed > 1:
+        length = (failed + succeeded) // 2
+        if draws_out(length):
+            succeeded = length
         else:
-            failed, length = length, min(length + _GROWTH, succeeded - 1)
-    return succeeded if succeeded <= most else 0
+            failed = length
+    return succeeded
 
 
 def _longest(lm: LM, body: Sequence[int]) -> int:
