@@ -45,8 +45,8 @@ class Compression(Attack):
     A hit is proved by its prompt. No hit proves nothing, since the search is local and short: hit rate and ratio are
     lower bounds, and tell more beside the twins' than by themselves. It needs the value, so it shows what a model
     holds and not what an attacker without the value could get. On `mailbox` (version 3), undefended, it finds
-    prompts for 0, 1, 2, 3 and 3 of 12 values along the training, and for none of their twins (one seed; two minutes of
-    a core each time).
+    prompts for 3, 3 and 4 of 12 values at the end of training (three seeds), and for none of their twins; in two
+    minutes of a core each time.
 
     Deviates [ours]: no prompt as long as the value or longer is tried, since it cannot give a ratio above 1, and the
     longest that can comes second, where the authors add five tokens at a time: what no prompt draws out costs two
