@@ -26,6 +26,7 @@ from transformers.trainer_callback import PrinterCallback
 from memdefense.corpus import Documents
 from memdefense.errors import ModelError
 from memdefense.lm import LM, _quiet
+from memdefense.memory import keep_freed
 from memdefense.packing import Blank, rows, step_at
 from memdefense.train import Batch, LoRA, Loss, StatefulLoss, TrainConfig, next_token_loss, precision
 
@@ -191,6 +192,7 @@ def fit(
         )
     if not config.steps and not config.epochs:
         return [], {"train_seconds": 0.0, "tokens": 0.0}
+    keep_freed()
     data = rows(config, documents, lm, seed=seed, blank=blank)
     total = -(-len(data) // config.batch_size)
     # Labelled by the fraction asked for: two arms whose numbers of steps differ share their labels all the same.

@@ -16,6 +16,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from memdefense.errors import ModelError
+from memdefense.memory import keep_freed
 from memdefense.target import (
     GREEDY,
     PLAIN,
@@ -64,6 +65,7 @@ class LM:
         Raises:
             ModelError: nothing of that name, no safetensors in it, no tokenizer beside it, or not a causal LM.
         """
+        keep_freed()
         folder = Path(name_or_folder).expanduser()
         name = str(folder) if folder.is_dir() else str(name_or_folder)
         _check_folder(folder, name)

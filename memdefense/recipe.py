@@ -64,7 +64,10 @@ def forget() -> None:
 
 def versions() -> dict[str, str]:
     """The libraries whose version a number may depend on."""
-    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "peft", "tokenizers")}
+    return {name: _version(name) for name in ("torch", "transformers", "peft", "tokenizers")}
+
+
+_version = functools.cache(importlib.metadata.version)  # reads and parses a file each time
 
 
 def _code_of_owner(owner: type | FunctionType) -> str:

@@ -1,13 +1,31 @@
 from __future__ import annotations
 
+import platform
+import resource
 import sys
 
 import pytest
 import torch
 
-from memdefense.memory import peak, reset_peak
+from memdefense.memory import keep_freed, peak, reset_peak
 
 SIZE = 200 << 20
+REUSED = 32 << 20
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+def test_what_was_freed_is_taken_up_again_and_is_no_part_of_the_next_peak() -> None:
+    keep_freed()
+    blocks = [REUSED] * 6
+    del (held := [torch.ones(size // 4) for size in blocks])[:]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    held = [torch.ones(size // 4) for size in blocks]
+    fresh = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    assert fresh * resource.getpagesize() < 2 * REUSED
+    del held
+    during = peak("cpu")
+    reset_peak("cpu")
+    assert peak("cpu") < during - 4 * REUSED
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux forgets a peak")
