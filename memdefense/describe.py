@@ -87,16 +87,20 @@ def _flowed(text: str, width: int) -> str:
 def print_plugin(name: str) -> None:
     """Prints one plugin's idea, source, hooks, fields with defaults, and what it does not protect against.
 
+    Args:
+        name: of a plugin, or a spec, whose fields are left out.
+
     Raises:
         SpecError: no group knows the name.
     """
     console = Console()
-    kinds = [(group, name) for group in registry.GROUPS if name.lower().replace("_", "-") in registry.names(group)]
+    plain = name.partition(":")[0]
+    kinds = [(group, plain) for group in registry.GROUPS if plain.lower().replace("_", "-") in registry.names(group)]
     if not kinds and ":" in name:
         kinds = [(group, name) for group in registry.GROUPS if _is_of(group, name)]
     if not kinds:
         known = [known for group in registry.GROUPS for known in registry.names(group)]
-        raise SpecError(f"no plugin is called '{name}'{hint(name, known)}")
+        raise SpecError(f"no plugin is called '{name}'{hint(plain, known)}")
     for group, found in kinds:
         kind = registry.load(group, found)
         console.print(f"[bold]{kind.name}[/bold] ({_TITLES[group]})  {kind.summary}\n", highlight=False)

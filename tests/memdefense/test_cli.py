@@ -209,6 +209,10 @@ def test_list_and_show(invoke: Invoke) -> None:
         assert text in shown
 
 
+def test_show_takes_a_spec_for_its_plugin(invoke: Invoke) -> None:
+    assert invoke(["show", "unlearn:method=rmu"]).out == invoke(["show", "unlearn"]).out
+
+
 def test_show_tells_what_a_paper_claims(invoke: Invoke) -> None:
     def claims(name: str) -> list[str]:
         return [line for line in invoke(["show", name]).out.splitlines() if line.startswith("published: ")]
