@@ -95,6 +95,10 @@ class Attack(Measure):
     adaptive_to: ClassVar[tuple[str, ...]] = ()
     two_sided: ClassVar[bool] = False
 
+    def of_brought(self) -> Attack:
+        """The form that asks a model which is brought finished, where another asks what made it; itself by default."""
+        return self
+
     def without_base(self) -> Attack | None:
         """What is left of it without the model before the private text: all of it, a part, or nothing (None).
 

@@ -99,6 +99,7 @@ def _row(
     writer: Writer | None,
 ) -> Row:
     """One attack's row; ``compared`` says that the base model is the one before the members."""
+    asked = asked.of_brought()
     played = asked if compared else asked.without_base()
     attack = played or asked
     code = [code_of(attack), code_of("memdefense.lab")]
