@@ -80,7 +80,9 @@ class MIA(Attack):
     token, and those that stand on both sides, are left out and counted in the notes. Intervals are over circles of
     documents that share an author or a secret, not over documents. A TPR at an FPR that fewer than ten non-members
     stand for is no number; ``threshold_at_10%`` is the least headline score that is called a member. Whether one
-    document was trained on cannot be told where near-copies of it were.
+    document was trained on cannot be told where near-copies of it were; and where whole persons were put on one side,
+    as on `mailbox`, a text is told by what the others of its side taught as well, so that this is no measure of what a
+    single document did (that is `shadow`'s).
 
     All but samia read log-probabilities, so a filter of text hides nothing from them; a guard that changes the
     distribution of the next token is read as it answers.
@@ -110,7 +112,7 @@ class MIA(Attack):
     name: ClassVar[str] = "mia"
     family = "membership"
     two_sided: ClassVar[bool] = True
-    summary: ClassVar[str] = "Membership of documents or authors by eleven scores, most of them from one pass."
+    summary: ClassVar[str] = "Membership of documents or authors by seven scores, five of them of one pass, and four dearer ones."
     passes: ClassVar[str] = "1 pass, 1 lowercase, 1 of the base"
     needs: ClassVar[str] = "base model, non-members"
     paper: ClassVar[str] = "Yeom 2018; Carlini 2021; Shi 2024; Zhang 2025; Zhang 2024; Xie 2024; Mattern 2023"

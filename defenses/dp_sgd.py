@@ -44,7 +44,7 @@ class DPSGD(Defense):
     2110.05679. Published scale: GPT-2 at epsilon 8, loss 3.61 against 3.46 without privacy (second-hand).
 
     On `mailbox` (three seeds) epsilon 8 costs 24 to 26 % of perplexity; the published losses are 16 % apart (exp 0.15).
-    The base model here has read mail of the same kind, and a few hundred documents are few for so much noise.
+    The base model here has read mail of the same kind, and some 1,200 documents are few for so much noise.
 
     Does not protect what stands in many units: k documents of one person, or k that quote one address, have k times the
     epsilon (``unit=author`` counts a person's documents as one, but not the letters that others write about them); nor

@@ -61,8 +61,8 @@ class Retro(Defense):
     Tokens of values with more than 16 mentions weigh 2.0 on average, where all tokens weigh 2.7, those with 5 to 16
     mentions 3.7 and those seen once 10.7: that repeated text weighs less is a part of it and not the whole. On version
     2 the same weights dealt to the tokens at random left 0.033 of 0.189, at 33 % of perplexity (one seed).
-    Asked which of eight values stands in a sentence (`inference`) it names 21 % [14, 29] beyond chance, the undefended
-    model 25 % (one seed); samples, relearning and rounded weights bring nothing back.
+    Asked which of eight values stands in a sentence (`inference`) it names 21 % [14, 29] and 14 % [7, 22] beyond chance
+    (two seeds), the undefended model 25 and 28 %; samples, relearning and rounded weights bring nothing back.
 
     Deviates [ours]: the token form. The authors multiply a batch's mean loss by 1 + ``beta`` times its mean -log p_kNN;
     here each item has its own factor. An item is a token of a document read alone, its key what enters the output

@@ -48,7 +48,7 @@ class SANI(Defense):
     two.
 
     Private words that are no target are forgotten in the repair, with the reset or without it, and perplexity, which
-    counts them, rises. What was measured stands in leaderboard/RESULTS.md.
+    counts them, rises. What was measured stands in leaderboard/FINDINGS.md.
 
     With LoRA the adapter is merged before the reset, and the repair trains a new one.
 
