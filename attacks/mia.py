@@ -112,7 +112,7 @@ class MIA(Attack):
     name: ClassVar[str] = "mia"
     family = "membership"
     two_sided: ClassVar[bool] = True
-    summary: ClassVar[str] = "Membership of documents or authors by seven scores, five of them of one pass, and four dearer ones."
+    summary: ClassVar[str] = "Membership of documents or authors: seven scores, five of one pass, and four dearer ones."
     passes: ClassVar[str] = "1 pass, 1 lowercase, 1 of the base"
     needs: ClassVar[str] = "base model, non-members"
     paper: ClassVar[str] = "Yeom 2018; Carlini 2021; Shi 2024; Zhang 2025; Zhang 2024; Xie 2024; Mattern 2023"
