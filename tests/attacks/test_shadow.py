@@ -14,7 +14,8 @@ import pytest
 from memdefense.attack import Outcome
 from memdefense.attacks.shadow import MEMBERSHIP, Shadow
 from memdefense.attacks.shadow_pool import halves, key_of, units_of
-from memdefense.attacks.shadow_scores import lira
+from memdefense.attacks.shadow_scores import lira, rmia
+from memdefense.attacks.shadow_tuning import tuned_a
 from memdefense.bench import Bench
 from memdefense.corpus import Benchmark, Canary, Corpus, Document, Documents
 from memdefense.defense import Defense
@@ -141,7 +142,7 @@ def test_canaries_copies_and_texts_of_both_sides_are_not_evaluated() -> None:
 
 
 def test_scores_are_of_the_pool_and_the_target_apart(store: Store, tiny_lm: LM) -> None:
-    outcomes, pool = played(Shadow(models=4), store, tiny_lm)
+    outcomes, pool = played(Shadow(attacked="model", models=4), store, tiny_lm)
     found = {outcome.unit: outcome for outcome in outcomes}
     texts = {d.id: d.text for d in (*TRAIN, *HELD)}
     z = {unit.id for unit in units_of(CORPUS, "document")[0]} - set(found)
@@ -167,10 +168,75 @@ def test_scores_are_of_the_pool_and_the_target_apart(store: Store, tiny_lm: LM) 
 
 
 @pytest.mark.parametrize("tune", [False, True])
+def test_each_model_of_the_pool_is_attacked_by_the_others(store: Store, tiny_lm: LM, tune: bool) -> None:
+    attack = Shadow(models=6, gamma=1.1, a=0.9, tune=tune)
+    outcomes, pool, notes = noted(attack, store, tiny_lm, CORPUS)
+    assert len({outcome.unit for outcome in outcomes}) == len(outcomes)
+    names = list(dict.fromkeys(outcome.unit.partition("/")[0] for outcome in outcomes))
+    assert len(outcomes) == 6 * len(names)
+    z = sorted({unit.id for unit in units_of(CORPUS, "document")[0]} - set(names))
+    texts = {d.id: d.text for d in (*TRAIN, *HELD)}
+    said = [Fake(documents, seed) for documents, seed in pool.made]
+    logp = np.array([[model._signal(texts[n]).logprob.astype(np.float64) for n in (*names, *z)] for model in said])
+    inside = np.array([[texts[n] in model.seen for n in (*names, *z)] for model in said])
+    logit, mean = (logp - np.log1p(-np.exp(logp))).mean(2), logp.mean(2)
+    chosen = []
+    for k in range(6):
+        own = [outcome for outcome in outcomes if outcome.unit.endswith(f"/{k}")]
+        assert [outcome.unit for outcome in own] == [f"{name}/{k}" for name in names]
+        assert [outcome.member for outcome in own] == inside[k, : len(names)].tolist()
+        rest = [other for other in range(6) if other not in (k, k ^ 1)]
+        expected = lira(logit[k], logit[rest], inside[rest])[: len(names)]
+        assert [outcome.values["lira"] for outcome in own] == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        population = ~inside[k] & (np.arange(len(names) + len(z)) >= len(names))
+        assert 0 < population.sum() < len(z)
+        a = tuned_a(mean[rest], inside[rest], population) if tune else 0.9
+        chosen.append(a)
+        for score, some, share in (("rmia", rest, None), ("rmia-offline", rest[1 if tune else 0 :], a)):
+            right = rmia(mean[k], mean[some], inside[some], population, gamma=1.1, a=share)[: len(names)]
+            assert [outcome.values[score] for outcome in own] == pytest.approx(right, rel=1e-5), score
+    assert notes["rmia_a"] == pytest.approx(np.mean(chosen))
+    # What needs no attacked model is the same whichever is attacked.
+    whole = {
+        outcome.unit: outcome.values
+        for outcome in played(dataclasses.replace(attack, attacked="model"), store, tiny_lm)[0]
+    }
+    for outcome in outcomes:
+        for name in ("counterfactual", "cross-validated", "tokens"):
+            assert outcome.values[name] == whole[outcome.unit.partition("/")[0]][name]
+
+
+class Neighbourly(Fake):
+    """Learns nothing of a text itself, and of a text from the next one of its side."""
+
+    def _signal(self, text: str) -> Signals:
+        whole = super()._signal(text)
+        side, word, number = text.split()
+        known = f"{side} {word} {int(number) + 1}" in self.seen
+        return dataclasses.replace(whole, logprob=whole.logprob + np.float32(0.3 * known - 0.3 * (text in self.seen)))
+
+
+def test_what_texts_of_a_side_tell_of_each_other_is_no_membership(
+    store: Store, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "Fake", Neighbourly)
+    fair = [Shadow(pool=number).score(played(Shadow(pool=number), store, tiny_lm)[0]) for number in range(20)]
+    sided = Shadow(attacked="model").score(played(Shadow(attacked="model"), store, tiny_lm)[0])
+    for name in MEMBERSHIP:
+        areas = [scores.beside[f"auc_{name}"].value for scores in fair]
+        assert abs(np.mean(areas) - 0.5) < 3 * np.std(areas, ddof=1) / len(areas) ** 0.5 < 0.03, name
+        assert name == "lira" or sided.beside[f"auc_{name}"].low > 0.7, name
+
+
+def test_a_model_that_is_brought_is_attacked_itself() -> None:
+    assert Shadow(models=4).of_brought() == Shadow(attacked="model", models=4)
+
+
+@pytest.mark.parametrize("tune", [False, True])
 def test_rmia_is_of_mean_token_likelihoods_and_leaves_out_the_model_it_was_tuned_on(
     store: Store, tiny_lm: LM, tune: bool
 ) -> None:
-    attack = Shadow(models=6, gamma=1.2, a=0.98, tune=tune)
+    attack = Shadow(attacked="model", models=6, gamma=1.2, a=0.98, tune=tune)
     outcomes, pool, notes = noted(attack, store, tiny_lm, CORPUS)
     found = {outcome.unit: outcome.values for outcome in outcomes}
     texts = {d.id: d.text for d in (*TRAIN, *HELD)}
@@ -202,17 +268,24 @@ def test_rmia_is_of_mean_token_likelihoods_and_leaves_out_the_model_it_was_tuned
     assert np.max(np.abs(apart)) > 0.05
 
 
+@pytest.mark.parametrize("attacked", ["pool", "model"])
 @pytest.mark.parametrize("unit", ["document", "author"])
 @pytest.mark.parametrize("headline", [*MEMBERSHIP, "counterfactual", "cross-validated"])
 def test_a_pool_tells_members_and_terms_have_the_headlines_mean(
-    store: Store, tiny_lm: LM, headline: str, unit: str
+    store: Store, tiny_lm: LM, headline: str, unit: str, attacked: str
 ) -> None:
-    attack = Shadow(headline=headline, unit=unit)  # type: ignore[arg-type, unused-ignore]
+    attack = Shadow(attacked=attacked, headline=headline, unit=unit)  # type: ignore[arg-type, unused-ignore]
     outcomes, _ = played(attack, store, tiny_lm)
     scores = attack.score(outcomes)
     assert scores.headline.low <= scores.headline.value <= scores.headline.high
     assert scores.headline.low > 0.2
-    assert np.mean([term.value for term in attack.terms(outcomes)]) == pytest.approx(scores.headline.value)
+    terms: dict[str, list[float]] = {}
+    for term in attack.terms(outcomes):
+        terms.setdefault(term.reading, []).append(term.value)
+    assert np.mean(terms.pop("")) == pytest.approx(scores.headline.value)
+    assert set(terms) == (set(MEMBERSHIP) - {headline} if headline in MEMBERSHIP else set())
+    for name, values in terms.items():
+        assert np.mean(values) == pytest.approx(2 * scores.beside[f"auc_{name}"].value - 1)
 
 
 def test_texts_of_a_single_token_are_dropped_and_counted(store: Store, tiny_lm: LM) -> None:
@@ -236,9 +309,19 @@ def test_leakage_of_cross_validation_by_hand() -> None:
 
 
 def test_tuning_is_noted_and_members_are_sampled(store: Store, tiny_lm: LM) -> None:
-    outcomes, _ = played(Shadow(models=4, members=7, tune=True), store, tiny_lm)
+    outcomes, _ = played(Shadow(attacked="model", models=4, members=7, tune=True), store, tiny_lm)
     assert sum(outcome.member for outcome in outcomes) == 7
     assert sum(not outcome.member for outcome in outcomes) == 29
+
+
+def test_a_side_of_one_token_texts_alone_is_told_before_models_are_trained(
+    store: Store, tiny_lm: LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Pool, "__call__", lambda *_: pytest.fail("a model was trained"))
+    short = [Document(f"s{n}", f"one {n}", f"s{n}") for n in range(6)]
+    for corpus, side in ((Corpus((), short, HELD), "member"), (Corpus((), TRAIN, short), "non-member")):
+        with pytest.raises(NotApplicable, match=f"no {side} is left to score"):
+            played(Shadow(models=4), store, tiny_lm, corpus)
 
 
 def test_too_little_text_and_fields_out_of_range(store: Store, tiny_lm: LM) -> None:
