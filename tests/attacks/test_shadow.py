@@ -228,6 +228,17 @@ def test_what_texts_of_a_side_tell_of_each_other_is_no_membership(
         assert name == "lira" or sided.beside[f"auc_{name}"].low > 0.7, name
 
 
+def test_a_model_without_a_text_to_compare_with_is_not_attacked(store: Store, tiny_lm: LM) -> None:
+    few = Corpus((), TRAIN, HELD[2:6])
+    outcomes, pool, notes = noted(Shadow(models=8), store, tiny_lm, few)
+    names = {outcome.unit.partition("/")[0] for outcome in outcomes}
+    (aside,) = (d.text for d in few.held_out if d.id not in names)  # a quarter of four
+    attacked = [number for number, (documents, _) in enumerate(pool.made) if aside not in {d.text for d in documents}]
+    assert sorted({int(outcome.unit.partition("/")[2]) for outcome in outcomes}) == attacked
+    assert len(attacked) == notes["models_attacked"] == 4
+    assert all(0 <= outcome.values[name] <= 1 for outcome in outcomes for name in ("rmia", "rmia-offline"))
+
+
 def test_a_model_that_is_brought_is_attacked_itself() -> None:
     assert Shadow(models=4).of_brought() == Shadow(attacked="model", models=4)
 
@@ -327,7 +338,16 @@ def test_a_side_of_one_token_texts_alone_is_told_before_models_are_trained(
 def test_too_little_text_and_fields_out_of_range(store: Store, tiny_lm: LM) -> None:
     with pytest.raises(NotApplicable, match="held out"):
         played(Shadow(), store, tiny_lm, Corpus((), TRAIN, HELD[:1]))
-    for fields in ({"models": 3}, {"models": 2}, {"population": 1.0}, {"a": 1.1}, {"gamma": 0.0}, {"members": 0}):
+    assert Shadow(models=4, tune=True, attacked="model").tune
+    for fields in (
+        {"models": 4, "tune": True},
+        {"models": 3},
+        {"models": 2},
+        {"population": 1.0},
+        {"a": 1.1},
+        {"gamma": 0.0},
+        {"members": 0},
+    ):
         with pytest.raises(SpecError):
             Shadow(**fields)  # type: ignore[arg-type, unused-ignore]
 
