@@ -24,8 +24,8 @@ _REUSED, _KEPT = 1 << 26, 1 << 29
 def keep_freed() -> None:
     """Lets this process take up again what it freed, in blocks of up to 64 MiB, instead of asking for fresh pages.
 
-    glibc gives large blocks back at once, and the kernel clears each page that comes anew: on two cores up to a twentieth of
-    a training step of 4 million weights. No number depends on it. Without glibc nothing is changed.
+    glibc gives large blocks back at once, and the kernel clears each page that comes anew: on two cores up to
+    a twentieth of a training step of 4 million weights. No number depends on it. Without glibc nothing is changed.
     """
     glibc = _glibc()
     if glibc is not None:
