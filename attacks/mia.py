@@ -26,7 +26,7 @@ from .membership_evidence import (
     slices,
 )
 from .membership_report import membership, membership_terms
-from .model_free import model_free
+from .model_free import bags, model_free
 
 if TYPE_CHECKING:
     from memdefense import AttackLab, LogprobTarget
@@ -246,7 +246,7 @@ class MIA(Attack):
     ) -> Iterator[Outcome]:
         circle = circle_of(corpus)
         around = [circle[document.id] for document in documents]
-        blind = model_free([document.text for document in documents], labels, around)
+        blind = model_free(bags([document.text for document in documents]), labels, around)
         units: dict[str, list[int]] = {}
         for row, document in enumerate(documents):
             units.setdefault(document.id if self.unit == "document" else _author(document), []).append(row)

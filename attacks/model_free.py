@@ -10,24 +10,34 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+Bag = npt.NDArray[np.uint16]
 _WORD = re.compile(r"[^\W\d_]+|\d|[^\w\s]")
 _BUCKETS = 1 << 16
 _FOLDS = 5
 _SIDES = (True, False)
 
 
-def model_free(texts: Sequence[str], members: Sequence[bool], groups: Sequence[str]) -> npt.NDArray[np.float64]:
+def bags(texts: Sequence[str]) -> list[Bag]:
+    """Words and word pairs of each text, hashed; one reading serves every split of the same texts."""
+    return [_features(text) for text in texts]
+
+
+def model_free(rows: list[Bag], members: Sequence[bool], groups: Sequence[str]) -> npt.NDArray[np.float64]:
     """Out-of-fold log-odds of membership, (n,), from multinomial naive Bayes on words and word pairs.
 
     Folds are of groups, so that a classifier cannot know a person from another document; see
     `memdefense.attacks.circles`. Within a fold
     the log-odds are centred: a fold with more members leaves fewer to learn from, which moves its whole level the other
     way, and folds of different levels ranked together would put a fair split below chance.
+
+    Args:
+        rows: the texts as `bags` gives them.
+        members: which side each is of.
+        groups: whom each belongs to.
     """
-    rows = [_features(text) for text in texts]
     labels = np.asarray(members, dtype=bool)
     fold = np.array([hashlib.sha256(group.encode()).digest()[0] % _FOLDS for group in groups])
-    odds = np.zeros(len(texts))
+    odds = np.zeros(len(rows))
     whole = {side: _counts([row for row, label in zip(rows, labels, strict=True) if label == side]) for side in _SIDES}
     for number in range(_FOLDS):
         inside = np.flatnonzero(fold == number)
@@ -44,13 +54,13 @@ def model_free(texts: Sequence[str], members: Sequence[bool], groups: Sequence[s
     return odds
 
 
-def _features(text: str) -> npt.NDArray[np.uint16]:
+def _features(text: str) -> Bag:
     words = _WORD.findall(text.lower())
     pairs = [f"{first} {second}" for first, second in itertools.pairwise(words)]
     hashed = (int.from_bytes(hashlib.blake2b(w.encode(), digest_size=4).digest(), "little") for w in (*words, *pairs))
     return np.fromiter((value % _BUCKETS for value in hashed), dtype=np.uint16)
 
 
-def _counts(rows: Sequence[npt.NDArray[np.uint16]]) -> npt.NDArray[np.float64]:
+def _counts(rows: Sequence[Bag]) -> npt.NDArray[np.float64]:
     joined = np.concatenate(rows) if rows else np.zeros(0, dtype=np.uint16)
     return np.bincount(joined, minlength=_BUCKETS).astype(np.float64)

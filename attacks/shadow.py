@@ -16,7 +16,7 @@ from memdefense.interval import design_effect, t_quantile
 
 from .circles import circle_of
 from .membership_report import membership, membership_terms
-from .model_free import model_free
+from .model_free import bags, model_free
 from .shadow_pool import Reading, Unit, pool_of, read, units_of
 from .shadow_scores import Bools, Floats, counterfactual, cross_validated, lira, lira_offline, rmia
 from .shadow_tuning import tuned_a
@@ -230,13 +230,13 @@ class _Asked:
         self._units = [unit for unit, is_z in zip(units, aside, strict=True) if not is_z]
         circle = circle_of(corpus)
         self._around = [circle[unit.documents[0].id] for unit in self._units]
-        self._texts = ["\n".join(document.text for document in unit.documents) for unit in self._units]
+        self._bags = bags(["\n".join(document.text for document in unit.documents) for unit in self._units])
 
     def outcomes(self, mark: str, member: Bools, found: dict[str, Floats]) -> Iterator[Outcome]:
         """What one attacked model gave away, each (U,) over all units, those set aside included."""
         labels = member[~self.aside].tolist()
         columns = {name: column[~self.aside] for name, column in found.items()}
-        columns["model_free"] = model_free(self._texts, labels, self._around)
+        columns["model_free"] = model_free(self._bags, labels, self._around)
         for row, unit in enumerate(self._units):
             # The log-probabilities are float32: six digits are theirs.
             values = {name: float(f"{column[row]:.6g}") for name, column in columns.items()}

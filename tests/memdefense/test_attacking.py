@@ -102,6 +102,8 @@ def test_what_compares_with_the_model_before_is_not_applicable_without_it(files:
         assert "give --reference" in row["error"], row["attack_spec"]
         assert row["leakage"] is None
     assert rows[-1]["notes"]["without_base"] == 0
+    # Its models would be others than the one that is brought.
+    assert rows[NEEDY.index("shadow")]["attack_spec"] == "shadow:attacked=model"
 
 
 def test_mia_is_played_in_part_without_the_model_before_and_says_so(
