@@ -164,9 +164,10 @@ def build(
     if len(sizes) < 2:
         raise DataError(f"the data has {usable}; a split by author needs documents of two authors at least")
     if len(train) < documents:
+        fits = int(0.9 * min(_SHARE * len(taken), len(train)))  # so that as much is held out as of all the data
         raise DataError(
-            f"{documents:,} training documents were asked for, but the data has {usable}, of which a split by author "
-            f"leaves {len(train):,} for training; pass documents={int(0.9 * len(train))} or fewer, or more data"
+            f"{documents:,} training documents were asked for, but the data has {usable}, some of whom are held out; "
+            f"pass documents={fits} or fewer, or more data"
         )
     others = [raw for raw, owner in zip(taken, owners, strict=True) if owner not in chosen]
     apart, dropped = _apart(train, others[: 3 * spare] if documents else others)

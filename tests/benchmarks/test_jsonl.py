@@ -79,8 +79,12 @@ def test_documents_seed_and_canaries(tmp_path: Path) -> None:
     planted = JSONL(data=data, text_field="body", documents=40, canaries=10).corpus()
     assert len(planted.canaries) == 10
     assert len(planted.train) == 40 + sum(canary.copies for canary in planted.canaries if canary.member)
-    with pytest.raises(DataError, match=r"400 training documents were asked for, but the data has 100 usable"):
+    with pytest.raises(DataError, match=r"400 training documents were asked for, but the data has 100 usable") as told:
         JSONL(data=data, text_field="body", documents=400).corpus()
+    fits = int(str(told.value).partition("pass documents=")[2].split()[0])
+    made = JSONL(data=data, text_field="body", documents=fits).corpus()
+    assert fits == len(made.train)
+    assert len(made.held_out) >= fits / 8
     with pytest.raises(SpecError, match="neither can be negative"):
         JSONL(data=data, documents=-1).corpus()
 
