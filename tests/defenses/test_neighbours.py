@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memdefense.corpus import Document
-from memdefense.defenses.neighbours import Datastore, Items, _smallest
+from memdefense.defenses.neighbours import Datastore, Items
 from memdefense.laws import Caught
 from memdefense.lm import LM
 
@@ -178,12 +178,18 @@ def test_of_a_thinned_store_only_what_is_stored_is_left_out() -> None:
     assert store.left_out(items, states, 1, 1.0, stride=2).tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("columns", [5, 64, 1000, 4096, 5003])
-def test_the_smallest_by_groups_are_the_smallest(columns: int) -> None:
-    values = torch.randn(40, columns, generator=torch.Generator().manual_seed(columns))
-    values[0] = torch.arange(columns)
-    values[1] = -torch.arange(columns)
+@pytest.mark.parametrize("contexts", [5, 64, 1000, 1024, 4099, 5003])
+def test_the_nearest_are_those_of_brute_force(contexts: int) -> None:
+    """Fewer keys than a group, whole blocks of them, and some left over; more queries than one block has."""
+    drawn = torch.Generator().manual_seed(contexts)
+    keys, queries = torch.randn(contexts, 6, generator=drawn), torch.randn(600, 6, generator=drawn)
+    keys[:, 0] += torch.arange(contexts) / contexts  # so that the nearest of some queries are neighbours in number too
+    queries[:3] = keys[[0, contexts // 2, contexts - 1]]
+    store = Datastore(keys, torch.arange(contexts + 1), torch.zeros(contexts), torch.ones(contexts))
+    apart = torch.cdist(queries.double(), keys.double()).square()
     for k in (1, 5, 17):
-        found = _smallest(values, min(k, columns))
-        expected = values.sort(1).values[:, : min(k, columns)]
-        assert torch.equal(values.gather(1, found).sort(1).values, expected)
+        squares, number = store.nearest(queries, k)
+        expected = apart.sort(1).values[:, : min(k, contexts)]
+        torch.testing.assert_close(squares.double(), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(apart.gather(1, number), expected, atol=1e-5, rtol=1e-5)
+        assert all(len(set(row)) == len(row) for row in number.tolist())
