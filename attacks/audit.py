@@ -90,7 +90,9 @@ class Audit(Attack):
             NotApplicable: the corpus has no canaries.
         """
         if not corpus.canaries:
-            raise NotApplicable("the corpus has no canaries, whose coins could be guessed; plant some (canaries=1000)")
+            raise NotApplicable(
+                "the corpus has no canaries, whose coins could be guessed; a benchmark plants some (canaries=1000)"
+            )
         # White space before a value belongs to its first token.
         heads = [canary.prefix.rstrip(" ") for canary in corpus.canaries]
         tails = [canary.prefix[len(h) :] + canary.value for h, canary in zip(heads, corpus.canaries, strict=True)]

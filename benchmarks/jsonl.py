@@ -125,9 +125,8 @@ class JSONL(Benchmark):
                 )
         kind = str(getattr(rows.features[field], "dtype", rows.features[field]))
         if kind not in ("string", "large_string", "null"):
-            raise DataError(
-                f"jsonl: field '{field}' of {self.data} holds {kind}, not text; name another with --text-field"
-            )
+            what = "text in some rows and something else in others" if kind.startswith("Json") else f"{kind}, not text"
+            raise DataError(f"jsonl: field '{field}' of {self.data} holds {what}; name another with --text-field")
         columns = [field, self.author_field] if self.author_field else [field]
         for number, row in enumerate(rows.select_columns(columns)):
             author = row[self.author_field] if self.author_field else None

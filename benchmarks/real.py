@@ -162,7 +162,10 @@ def build(
     chosen = _toss(sizes, need=need, spare=spare, seed=seed)
     train = [raw for raw, owner in zip(taken, owners, strict=True) if owner in chosen][: documents or None]
     if len(sizes) < 2:
-        raise DataError(f"the data has {usable}; a split by author needs documents of two authors at least")
+        raise DataError(
+            f"the data has {usable}; a split by author needs documents of two authors at least (of a text file a "
+            "document is a paragraph: empty lines stand between them)"
+        )
     if len(train) < documents:
         fits = int(0.9 * min(_SHARE * len(taken), len(train)))  # so that as much is held out as of all the data
         raise DataError(
@@ -207,6 +210,7 @@ def assemble(
         canaries=codes,
         kinds=tuple(sorted({secret.kind for secret in secrets})),
         counts={**counts, **found, "train": len(private), "held_out": len(apart), "planted": len(planted)},
+        sources={name("d-", raw.key): raw.key for raw in (*train, *held_out)},
     )
 
 

@@ -18,6 +18,8 @@ def tables_of(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
         DataError: there is no entry.
     """
     entries = list({_place(row): row for row in rows if row["row"] == "entry"}.values())
+    if not entries and any(row["row"] == "attack" for row in rows):
+        raise DataError("these are results of memdefense attack, of one model as it is: they hold no defense to rank")
     if not entries:
         raise DataError("these results hold no entry yet: the run was interrupted; run the same command again")
     places = list(dict.fromkeys(map(data_of, entries)))

@@ -26,7 +26,7 @@ _WIDTH = 110  # what the table needs to be read with ease
 _LEAST = {"defense": 8, "leakage": 12, TPR: 11}  # an interval stays unbroken; a long name may fold
 _LEFT = ("#", "defense", "status")
 _FOOT = (
-    "[95 % interval]. leakage ↓: excess over chance at the end, 0 to 1; of several scores the one chosen on other "
+    "[95 % interval]. leakage ↓: excess over chance at the end, at most 1; of several scores the one chosen on other "
     "seeds, for which its lower limit allows. TPR@1 % ↓: members found by the attack's headline score at the end, at "
     "one false alarm in 100 non-members; it takes 1,000 of them. MaxTER@τ ↑: percent of the undefended leakage removed "
     "at a utility cost d of at most τ %. AURC ↑: mean of MaxTER over τ from 0 to 20. "

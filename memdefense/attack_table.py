@@ -55,9 +55,10 @@ def print_attacks(rows: Sequence[Row], *, scores: bool = False) -> None:
             console.print(f"{row['attack_spec']}: {_UNRESOLVED}", markup=False, highlight=False)
         elif row["notes"]["without_base"]:
             console.print(f"{row['attack_spec']}: {_IN_PART}", markup=False, highlight=False)
-    blind = [row["scores"]["auc_model_free"] for row in rows if "auc_model_free" in (row.get("scores") or {})]
-    for line in dict.fromkeys(map(model_free_line, blind)):
-        console.print(line, markup=False, highlight=False)
+    for row in rows:
+        blind = (row.get("scores") or {}).get("auc_model_free")
+        if blind:
+            console.print(f"{row['attack_spec']}: {model_free_line(blind)}", markup=False, highlight=False)
     if scores:
         for row in rows:
             _print_scores(console, row)

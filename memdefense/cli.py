@@ -166,7 +166,7 @@ def defend(**given: Any) -> None:
     \b
     memdefense defend -d rmft --data mine.jsonl --text-field text --model ./my-model -o defended
     """
-    from memdefense.export import export, one_defense
+    from memdefense.export import export, one_defense, told
     from memdefense.runner import one_benchmark
     from memdefense.settings import Settings
     from memdefense.watch import watching
@@ -186,6 +186,8 @@ def defend(**given: Any) -> None:
             progress=progress,
         )
     click.echo(f"{output}: {facts['defense']}, seed {facts['seed']}, point {facts['point']}; it holds private text")
+    for line in told(facts):
+        click.echo(line)
     if facts["guarded"]:
         click.echo(
             f"{facts['defense']} answers through a guard, which is no part of the weights: {output / 'model'} alone "

@@ -134,6 +134,7 @@ class Corpus:
         secrets: members and non-members, by value.
         kinds: the kinds of PII the secrets are of.
         counts: what was read, skipped and repaired while it was made.
+        sources: where in the data a document stands, by its id; what is published leaves it out.
     """
 
     public: Documents
@@ -144,6 +145,7 @@ class Corpus:
     canaries: Sequence[Canary] = ()
     kinds: tuple[str, ...] = ()
     counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for split in ("public", "train", "held_out", "general", "secrets", "canaries"):
@@ -163,7 +165,7 @@ class Corpus:
         return frozenset(name for canary in self.canaries for name in canary.documents)
 
     def copy(self) -> Corpus:
-        """The same corpus in records of its own: what is done to them does not reach ours."""
+        """The same corpus, less its sources, in records of its own: what is done to them does not reach ours."""
         return Corpus(
             public=_own(self.public),
             train=_own(self.train),
@@ -176,7 +178,7 @@ class Corpus:
         )
 
     def digest(self) -> str:
-        """A content digest of everything but the counts."""
+        """A content digest of everything but counts and sources."""
         whole = hashlib.sha256()
         for split in (self.public, self.train, self.held_out, self.general):
             whole.update(digest_documents(split).encode())
@@ -229,11 +231,12 @@ def digest_documents(documents: Iterable[Document]) -> str:
     return whole.hexdigest()
 
 
-def write_documents(path: Path, documents: Iterable[Document]) -> None:
-    """Writes documents as JSON Lines with the keys ``id``, ``text``, ``author``."""
+def write_documents(path: Path, documents: Iterable[Document], sources: Mapping[str, str] | None = None) -> None:
+    """Writes documents as JSON Lines with the keys ``id``, ``text``, ``author``, and ``source`` where it is known."""
     with jsonlines.open(path, "w") as lines:
         for document in documents:
-            lines.write({"id": document.id, "text": document.text, "author": document.author})
+            source = {"source": sources[document.id]} if sources and document.id in sources else {}
+            lines.write({"id": document.id, "text": document.text, "author": document.author, **source})
 
 
 def read_documents(path: Path) -> Iterator[Document]:

@@ -186,7 +186,13 @@ def prune_store(folder: Path, days: float, kind: str, really: bool) -> None:
     console = Console()
     store = Store(folder)
     horizon = time.time() - days * 86400
-    old = [m for m in store.manifests() if float(str(m["made"])) <= horizon and kind in ("", m["kind"])]
+    manifests = list(store.manifests())
+    kinds = sorted({str(manifest["kind"]) for manifest in manifests})
+    if kind and kind not in kinds:
+        raise SpecError(
+            f"{folder} holds nothing of kind '{kind}'{hint(kind, kinds)}; it holds {', '.join(kinds) or 'nothing'}"
+        )
+    old = [m for m in manifests if float(str(m["made"])) <= horizon and kind in ("", m["kind"])]
     size = sum(int(str(manifest["bytes"])) for manifest in old)
     if really:
         for manifest in old:

@@ -143,8 +143,8 @@ def _entry(arm: Arm, rivals: Sequence[Arm], persons: Sequence[str]) -> tuple[dic
         return {**whole, "resolvable": False, "note": note}, None
     if not resolvable(events, excess):
         note = (
-            f"not resolvable: the undefended leakage rests on {events} events and its interval "
-            f"[{excess.low:.3f}, {excess.high:.3f}] must lie above 0 on at least 30"
+            f"not resolvable: the undefended leakage must rest on at least 30 events and its interval lie above 0; "
+            f"here there are {events} and it is [{excess.low:.3f}, {excess.high:.3f}]. More seeds, text or passes help"
         )
         return {**whole, "resolvable": False, "note": note}, None
     numbers = {

@@ -38,6 +38,8 @@ _DONE = "memdefense.json"
 _LOSS = "loss.pt"
 # Attention weights that one pass may keep: 128 MB of them in bfloat16, and as much again in float32.
 _KEPT_WEIGHTS = 1 << 26
+# A warm-up that is longer than a fifth of the steps would leave little at the rate asked for, or nothing.
+_WARM = 5
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
@@ -206,12 +208,14 @@ def fit(
             loss.load_state_dict(torch.load(last / _LOSS, map_location=device, weights_only=True))
     half = precision(config.dtype, device, width=lm.width) == "bfloat16"
     if mark["step"] < total:
+        # Trainer writes what it is told into the model's configuration, which is saved with the weights.
+        cached = getattr(lm.model.config, "use_cache", True)
         with silence(), trainable(lm, config.lora, seed) as model:
             if half and device == "cpu":
                 _keep_attention(model, (micro_batch or config.batch_size) * config.block_size**2)
             running = trainer(
                 model=model,
-                args=_arguments(folder, config, total, seed, device),
+                args=_arguments(folder, config, total, seed, device, cached=cached),
                 train_dataset=data,
                 data_collator=_as_inputs,
                 callbacks=[_Keep(list(kept), total, mark["seconds"], progress, loss)],
@@ -259,13 +263,16 @@ def _as_inputs(columns: Any) -> dict[str, Tensor]:
     return {"input_ids": columns["ids"], **{name: columns[name] for name in ("labels", "document", "offset")}}
 
 
-def _arguments(folder: Path, config: TrainConfig, steps: int, seed: int, device: str) -> TrainingArguments:
+def _arguments(
+    folder: Path, config: TrainConfig, steps: int, seed: int, device: str, *, cached: bool
+) -> TrainingArguments:
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=min(config.warmup_steps, steps // _WARM),
+        use_cache=bool(cached),
         lr_scheduler_type=_SCHEDULES[config.schedule],
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,

@@ -101,6 +101,8 @@ def config_file(ctx: click.Context, param: click.Parameter, value: str | None) -
     from memdefense.errors import hint
 
     known = {option.name: option for option in ctx.command.params if option.name}
+    for param in ctx.command.params:  # --defense is --defenses too, here as on the command line
+        known |= {flag.strip("-").replace("-", "_"): param for flag in param.opts if flag.startswith("--")}
     for name, content in given.items():
         option = known.get(name.replace("-", "_"))
         if option is None or option.name == "config":

@@ -42,7 +42,7 @@ class TrainConfig:
         epochs: passes over the documents, fractions allowed.
         steps: optimizer steps; 0 follows from the epochs.
         learning_rate: of AdamW, at its peak.
-        warmup_steps: linear from 0.
+        warmup_steps: linear from 0; at most a fifth of all steps, so that little text is trained on at the peak too.
         schedule: what follows the warm-up.
         batch_size: rows per optimizer step, over all devices.
         block_size: tokens per row.

@@ -112,6 +112,7 @@ def test_errors_say_what_to_do(tmp_path: Path) -> None:
         JSONL(data=data, text_field="bodi"): "no field 'bodi'; did you mean 'body'.*--text-field",
         JSONL(data=data, text_field="body", author_field="wo"): "no field 'wo'; did you mean 'who'.*--author-field",
         JSONL(data=write_jsonl(tmp_path / "n.jsonl", [{"text": 3}])): "holds int64, not text",
+        JSONL(data=write_jsonl(tmp_path / "mixed.jsonl", [{"text": "a"}, {"text": 3}])): "something else in others",
         JSONL(data=write_jsonl(tmp_path / "none.jsonl", [{"text": None}])): "no document with text in 'text'",
         JSONL(data=write_jsonl(tmp_path / "one.jsonl", [{"text": "alone"}])): "two authors at least",
         JSONL(data=write_jsonl(tmp_path / "empty.jsonl", [])): r"empty\.jsonl is empty",

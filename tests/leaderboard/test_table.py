@@ -329,6 +329,8 @@ def test_a_later_entry_takes_the_place_of_an_earlier_one(printed: Printed) -> No
 
 
 def test_a_run_without_entries_is_an_error(printed: Printed) -> None:
+    with pytest.raises(DataError, match="results of memdefense attack"):
+        table.tables_of([{"row": "attack"}])
     with pytest.raises(DataError, match="interrupted"):
         printed([point("none")])
 

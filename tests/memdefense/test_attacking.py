@@ -203,7 +203,7 @@ def test_the_table_says_what_a_classifier_without_the_model_tells(
     row = {"attack_spec": "mia", "access": "logprobs", "seed": 0, "scores": scores, "status": "ok", "error": ""}
     print_attacks([{**row, "notes": {"without_base": 0.0}, "cost": {"seconds": 1.0}}])
     said = " ".join(capsys.readouterr().out.split())
-    assert f"model-free baseline: AUC 0.70 [{low:.2f}, 0.80]" in said
+    assert f"mia: model-free baseline: AUC 0.70 [{low:.2f}, 0.80]" in said
     assert verdict in said
 
 

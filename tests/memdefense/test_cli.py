@@ -153,6 +153,7 @@ def test_store_that_cannot_be_made_names_the_flag(invoke: Invoke, tmp_path: Path
         ("c.json", "[1]", "holds no options by name"),
         ("c.toml", 'epochs = "many"', "'many' is not a valid float"),
         ("c.toml", 'config = "other.toml"', "unknown key 'config'"),
+        ("c.toml", 'defense = ["rmtf"]', "did you mean 'rmft'"),  # the flag's own name is one of its names
     ],
 )
 def test_wrong_config_file_is_told(invoke: Invoke, tmp_path: Path, name: str, content: str, complaint: str) -> None:
@@ -280,6 +281,9 @@ def test_whole_run_then_everything_that_reads_it(invoke: Invoke, tmp_path: Path)
     assert "the first of its kind" in verbatim[0]
     assert not any("the first of its kind" in line for line in verbatim[1:])
 
+    unknown = invoke(["cache", "prune", "--kind", "outcome"])
+    assert unknown.code == 2
+    assert "nothing of kind 'outcome'; did you mean 'outcomes'" in unknown.err
     would = invoke(["cache", "prune"]).out
     assert would.startswith("would remove")
     assert invoke(["cache", "prune", "--kind", "outcomes", "--yes"]).out.startswith("removed")

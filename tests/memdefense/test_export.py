@@ -14,10 +14,12 @@ import torch
 
 import memdefense
 from memdefense import LM, DataError, Defense, SpecError
+from memdefense.benchmarks.jsonl import JSONL
 from memdefense.corpus import read_documents
 from memdefense.defenses.refuse import Refuse
 from memdefense.defenses.rmft import RMFT
-from memdefense.export import export, one_defense
+from memdefense.defenses.scrub import Scrub
+from memdefense.export import export, one_defense, told
 from memdefense.settings import Settings
 from memdefense.testing import tiny_benchmark
 
@@ -70,6 +72,52 @@ def test_the_text_stands_beside_it_as_it_was_and_as_it_was_trained_on(store: Pat
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o700
 
 
+def test_a_model_is_written_with_the_cache_it_came_with(store: Path, tmp_path: Path) -> None:
+    """Trainer's own default would turn it off for whoever loads the model."""
+    exported(store, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "model" / "config.json").read_text())["use_cache"] is True
+
+
+def test_what_became_of_the_documents_is_told(store: Path, tmp_path: Path) -> None:
+    facts = exported(store, tmp_path / "rmft", RMFT(keep="none"))
+    before, after = (list(read_documents(tmp_path / "rmft" / f"{name}.jsonl")) for name in ("train", "text"))
+    changed = sum(one.text != other.text for one, other in zip(before, after, strict=True))
+    assert changed > 0
+    assert facts["documents"] == {"trained on": len(after), "changed": changed, "dropped": 0}
+    said = told(facts)
+    assert f"trained on {len(after)} documents; the defense changed {changed} and dropped 0" in said
+    assert not any("nothing to change" in line for line in said)
+    idle = {**facts, "documents": {"trained on": 9, "changed": 0, "dropped": 0}}
+    assert any("nothing to change" in line for line in told(idle))
+    assert not any("nothing to change" in line for line in told({**idle, "curates": False}))
+    assert facts["curates"] is True
+
+
+def test_rows_of_ones_own_data_can_be_found_again(tiny_lm: LM, tmp_path: Path) -> None:
+    tiny_lm.save(tmp_path / "base")
+    rows = [{"text": f"Note {n} of a day in room {n * n}: ask anna{n}@example.org, not me."} for n in range(40)]
+    rows[3]["text"] = " "
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = Settings(
+        store=str(tmp_path / "store"),
+        device="cpu",
+        model=str(tmp_path / "base"),
+        training={"epochs": 0.2, "checkpoints": 1, "block_size": 32},
+    )
+    facts = export(JSONL(data=str(data)), Scrub(), tmp_path / "out", settings=settings)
+    lines = {
+        name: [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("train", "text", "held_out")
+    }
+    for line in [*lines["train"], *lines["held_out"]]:
+        assert line["text"] == rows[int(line["source"])]["text"]
+    assert [line["source"] for line in lines["text"]] == [line["source"] for line in lines["train"]]
+    assert len(lines["train"]) + len(lines["held_out"]) == 39
+    assert facts["counts"]["empty"] == 1  # type: ignore[index]
+    assert "1 without text" in told(facts)[0]
+
+
 def test_nothing_is_held_out_on_request(store: Path, tmp_path: Path) -> None:
     measured = exported(store, tmp_path / "measured", Defense())
     facts = exported(store, tmp_path / "whole", Defense(), whole=True)
@@ -111,8 +159,9 @@ def test_what_cannot_be_exported_is_said(store: Path, tmp_path: Path) -> None:
         export(tiny_benchmark(), RMFT(), tmp_path / "out", settings=Settings(store=str(store), seeds=(0, 1)))
     with pytest.raises(SpecError, match="one defense is exported, not 2"):
         one_defense("none,rmft")
-    with pytest.raises(SpecError, match="pattern-filter stands for 5 specs; name one of"):
+    with pytest.raises(SpecError, match="pattern-filter:action=redact; pattern-filter:action=resample; "):
         one_defense("pattern-filter")
+    assert one_defense("pattern-filter:action=redact").spec == "pattern-filter"
     assert one_defense("dedup+rmft").spec == "dedup+rmft"
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write"):
