@@ -121,6 +121,8 @@ def config_file(ctx: click.Context, param: click.Parameter, value: str | None) -
 def logs(*, verbose: bool) -> None:
     """What is told beside results: warnings, and with ``verbose`` what is done and why."""
     logging.basicConfig(level=logging.DEBUG if verbose else logging.WARNING, format="%(levelname)s: %(message)s")
+    for library in ("filelock", "fsspec", "asyncio", "urllib3", "matplotlib"):  # their own business, by the line
+        logging.getLogger(library).setLevel(logging.WARNING)
     if not verbose:
         for noisy in ("transformers", "accelerate", "datasets", "peft", "filelock"):
             logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -125,7 +125,7 @@ def test_public_names_all_exist() -> None:
 def test_third_party_plugin_is_installed_and_works_like_a_built_in(tmp_path: Path) -> None:
     source, target = tmp_path / "plugin", tmp_path / "site"
     source.mkdir()
-    for name in ("pyproject.toml", "memdefense_lowercase.py", "README.md"):
+    for name in ("pyproject.toml", "memdefense_lowercase.py", "memdefense_short_prefix.py", "README.md"):
         source.joinpath(name).write_bytes((ROOT / "examples" / "plugin" / name).read_bytes())
     command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run(
@@ -134,19 +134,21 @@ def test_third_party_plugin_is_installed_and_works_like_a_built_in(tmp_path: Pat
     path = {"PYTHONPATH": str(target), "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
     listed = subprocess.run(
-        [sys.executable, "-m", "memdefense", "list", "defenses"],
+        [sys.executable, "-m", "memdefense", "list", "defenses", "attacks"],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, **path},
     ).stdout
+    assert any(line.startswith("short-prefix") for line in listed.splitlines())
     (line,) = [line for line in listed.splitlines() if line.startswith("lowercase")]
     assert line.split() == ["lowercase", "data", "Lower-cases", "the", "training", "text.", "memdefense-lowercase"]
     assert any(line.startswith("rmft") for line in listed.splitlines())
 
     code = """
 from memdefense import registry
-from memdefense.testing import check_defense
+from memdefense.testing import check_attack, check_defense
+check_attack(registry.build("attacks", "short-prefix")[0])
 for spec in ("lowercase", "lowercase:percent=50", "dedup+lowercase"):
     (made,) = registry.build("defenses", spec)
     check_defense(made)
@@ -159,9 +161,13 @@ for spec in ("lowercase", "lowercase:percent=50", "dedup+lowercase"):
     code = f"""
 import memdefense
 from memdefense.testing import tiny_benchmark
-found = memdefense.run(tiny_benchmark(), "dedup+lowercase", "prefix", store={str(tmp_path / "store")!r}, device="cpu")
+store = {str(tmp_path / "store")!r}
+found = memdefense.run(tiny_benchmark(), "dedup+lowercase", "prefix,short-prefix", store=store, device="cpu")
 for label in ("none", "dedup+lowercase"):
-    row = next(row for row in found.points if row["defense_label"] == label)
+    row = next(row for row in found.points if row["defense_label"] == label and row["attack"] == "prefix")
+    other = next(row for row in found.points if row["defense_label"] == label and row["attack"] == "short-prefix")
+    assert other["status"] == "ok"
+    assert other["scores"]["hit_rate"]["n"] == row["scores"]["hit_rate"]["n"]
     print(row["provenance"]["versions"].get("memdefense-lowercase"))
 """
     assert _python(code, **path).splitlines()[-2:] == ["None", "0.1.0"]
