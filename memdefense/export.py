@@ -138,7 +138,7 @@ def told(facts: Mapping[str, Any]) -> list[str]:
     if facts["notes"]:
         lines.append(", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in facts["notes"].items()))
     if facts["curates"] and not (documents["changed"] or documents["dropped"]):
-        lines.append("the defense found nothing to change in this text, which is what it was before")
+        lines.append("the defense found nothing to change: the text is what it was")
     return lines
 
 
