@@ -64,6 +64,10 @@ class Retro(Defense):
     Asked which of eight values stands in a sentence (`inference`) it names 21 % [14, 29] and 14 % [7, 22] beyond chance
     (two seeds), the undefended model 25 and 28 %; samples, relearning and rounded weights bring nothing back.
 
+    With its datastore (the default; `mailbox`, one seed, 142,804 contexts) it hands out twice what the undefended model
+    does: the end of training leaks 0.330 to prefixes where the undefended leaks 0.153, at a perplexity 10 % below it;
+    AURC 8 [-6, 18] against 56, 48 points [31, 65] below stopping early.
+
     Deviates [ours]: the token form. The authors multiply a batch's mean loss by 1 + ``beta`` times its mean -log p_kNN;
     here each item has its own factor. An item is a token of a document read alone, its key what enters the output
     embedding before it, as in their code; of neighbours that read the same, all or none count among the ``k``. An
