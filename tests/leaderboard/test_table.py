@@ -16,6 +16,7 @@ from rich.console import Console
 from memdefense.errors import DataError
 from memdefense.leaderboard import table
 from memdefense.leaderboard.commands import leaderboard
+from memdefense.leaderboard.groups import tables_of
 from memdefense.results import Row, plain
 
 PLACE = {
@@ -330,7 +331,7 @@ def test_a_later_entry_takes_the_place_of_an_earlier_one(printed: Printed) -> No
 
 def test_a_run_without_entries_is_an_error(printed: Printed) -> None:
     with pytest.raises(DataError, match="results of memdefense attack"):
-        table.tables_of([{"row": "attack"}])
+        tables_of([{"row": "attack"}])
     with pytest.raises(DataError, match="interrupted"):
         printed([point("none")])
 
