@@ -34,6 +34,11 @@ _DUMMIES = {
     "ssn": " ssn_number",
     "ip": " ip_address",
     "url": " www.domain.com",
+    "person": " John Doe",
+    "location": " Anytown",
+    "organization": " organization_name",
+    "group": " group_name",
+    "identifier": " identifier",
 }
 _RIDGE, _INNER = 15_000.0, 8_192  # as published, and the neurons of GPT-Neo 1.3B, for which it was
 
@@ -58,7 +63,7 @@ class LeakEditing(Defense):
     """Edits after which the contexts that leak a detected value give a fixed dummy of its kind.
 
     Attributes:
-        kinds: the kinds of PII that are edited; empty for all of `memdefense.pii.KINDS`.
+        kinds: the kinds of PII that are edited; empty for all that the detector finds.
         context: tokens of a value's prefix; 0 is as many as the model takes.
         mentions: of each value that are tried at most, drawn at random; 0 is all.
         dummy: what contexts are made to say: the ``published`` text, or of each kind the value that most ``public``
@@ -139,8 +144,7 @@ class LeakEditing(Defense):
                 f"blocks or more; this one has {len(blocks)}"
             )
         layers = self.layers(len(blocks))
-        kinds = self.kinds or pii.KINDS
-        tried, room = probes(model, documents, lab, kinds=kinds, context=self.context, mentions=self.mentions)
+        tried, room = probes(model, documents, lab, kinds=self.kinds, context=self.context, mentions=self.mentions)
         dummies = self._dummies(lab)
         asked = [probe for probe in tried if (probe.kind, probe.canonical) not in {d.key for d in dummies.values()}]
         leaks = [probe for probe, out in zip(asked, leaking(model, asked, lab, new_tokens=room), strict=True) if out]

@@ -47,11 +47,11 @@ def probes(
         model: whose tokens they are.
         documents: the defender's.
         lab: for the detector, and for the choice where there are more than ``mentions``.
-        kinds: of PII.
+        kinds: of PII; none given, all.
         context: tokens of prompt at most, beside the tokenizer's BOS; 0 is as many as fit.
         mentions: of each value at most, drawn at random; 0 is all.
     """
-    found = [[hit for hit in lab.find(document.text) if hit.kind in kinds] for document in documents]
+    found = [lab.find(document.text, kinds) for document in documents]
     lengths = [len(model.encode(value, special=False)) for value in {hit.value for own in found for hit in own}]
     room = max(2, min(max(lengths, default=0) + _MARGIN, model.context // 2))
     most = min(context or model.context, model.context - room)
@@ -71,7 +71,7 @@ def leaking(model: LM, asked: Sequence[Probe], lab: Lab, *, new_tokens: int) -> 
     said = lab.serve(model).generate([probe.prompt for probe in asked], max_new_tokens=new_tokens) if asked else []
     leaks = []
     for probe, text in zip(asked, said, strict=True):
-        first = next((hit.canonical for hit in lab.find(text) if hit.kind == probe.kind), None)
+        first = next((hit.canonical for hit in lab.find(text, [probe.kind])), None)
         leaks.append(first == probe.canonical)
     return leaks
 

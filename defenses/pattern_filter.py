@@ -41,7 +41,7 @@ class PatternFilter(Defense):
 
     Attributes:
         action: what is done about a continuation with PII: ``redact``, ``resample`` or ``refuse``.
-        kinds: the kinds of PII that are stopped; empty for all of `memdefense.pii.KINDS`.
+        kinds: the kinds of PII that are stopped; empty for all that the detector finds.
         prompted: whether a value that stands in the prompt may be said: ``allow`` or ``block``.
         tries: how often ``resample`` draws again.
 
@@ -131,8 +131,8 @@ class _Filter:
         spans = []
         for whole, before in ((prompt + text, len(prompt)), (text, 0)):
             for hit in self.find(whole):
-                stopped = hit.kind in (self.rule.kinds or pii.KINDS) and (hit.kind, hit.canonical) not in known
-                if stopped and hit.end > before:
+                asked = not self.rule.kinds or hit.kind in self.rule.kinds
+                if asked and (hit.kind, hit.canonical) not in known and hit.end > before:
                     spans.append((max(0, hit.start - before), hit.end - before, hit.kind))
         apart: list[tuple[int, int, str]] = []
         for start, end, kind in sorted(spans, key=lambda span: (span[0], -span[1])):

@@ -58,7 +58,7 @@ class PME(LeakEditing):
     adapter is merged before the edit.
 
     Attributes:
-        kinds: the kinds of PII that are edited; empty for all of `memdefense.pii.KINDS`.
+        kinds: the kinds of PII that are edited; empty for all that the detector finds.
         context: tokens of a value's prefix; 0 is as many as the model takes.
         mentions: of each value that are tried at most, drawn at random; 0 is all.
         dummy: what contexts are made to say: the ``published`` text, or of each kind the value that most ``public``

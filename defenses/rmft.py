@@ -47,7 +47,7 @@ class RMFT(Defense):
     format and nothing else.
 
     Attributes:
-        kinds: the kinds of PII that are replaced; empty for all of `memdefense.pii.KINDS`.
+        kinds: the kinds of PII that are replaced; empty for all that the detector finds.
         keep: which mention of each value stays.
         anchor: ``part`` lets one part of an e-mail address survive, ``none`` redraws it whole.
         redraw: ``once`` draws before training, ``epoch`` for every epoch anew; the same mention stays in each.
@@ -93,8 +93,7 @@ class RMFT(Defense):
 
     def mentions(self, documents: Documents, lab: Lab) -> tuple[list[list[Pii]], list[list[Pii]]]:
         """The mentions in each document, and those of them that are replaced."""
-        kinds = self.kinds or pii.KINDS
-        mentions = [[found for found in lab.find(document.text) if found.kind in kinds] for document in documents]
+        mentions = [lab.find(document.text, self.kinds) for document in documents]
         stays: dict[tuple[str, str], tuple[int, int]] = {}  # value -> its document and place
         for index, own in enumerate(mentions):
             for found in own:

@@ -53,7 +53,7 @@ class SANI(Defense):
     With LoRA the adapter is merged before the reset, and the repair trains a new one.
 
     Attributes:
-        kinds: the kinds of PII that are black-listed; empty for all of `memdefense.pii.KINDS`.
+        kinds: the kinds of PII that are black-listed; empty for all that the detector finds.
         rare: words of fewer authors than this are black-listed; 0 switches it off.
         ratio: the share of neurons that is reset in each layer.
         layers: how many of the last layers.
@@ -139,7 +139,7 @@ class _BlackList:
     """
 
     def __init__(self, defense: SANI, documents: Documents, lab: Lab) -> None:
-        self._kinds = defense.kinds or pii.KINDS
+        self._kinds = defense.kinds
         self._lab = lab
         self.values = {(hit.kind, hit.canonical) for document in documents for hit in self._found(document.text)}
         authors: dict[str, set[str]] = defaultdict(set)
@@ -164,4 +164,4 @@ class _BlackList:
         return listed / max(1, total)
 
     def _found(self, text: str) -> list[Pii]:
-        return [hit for hit in self._lab.find(text) if hit.kind in self._kinds]
+        return self._lab.find(text, self._kinds)

@@ -28,12 +28,13 @@ class Scrub(Defense):
     Does not protect what the detector misses, nor what the words around a value tell of a person. A model trained on
     masks writes masks; one trained on pseudonyms memorizes them as it would have the true values.
 
-    Deviates [ours]: the detector is `memdefense.pii`, which finds no names; ``pseudonymise``. A pseudonym has the
-    written form of the value's first mention, is no value of the text, and no two values share one.
+    Deviates [ours]: the suite's own detector finds no names, which theirs is for (``--detector presidio`` does);
+    ``pseudonymise``. A pseudonym has the written form of the value's first mention, is no value of the text, and no two
+    values share one. A person's full name and first name alone are two values, so that they get two pseudonyms.
 
     Attributes:
         method: ``mask`` or ``pseudonymise``.
-        kinds: the kinds of PII that are scrubbed; empty for all of `memdefense.pii.KINDS`.
+        kinds: the kinds of PII that are scrubbed; empty for all that the detector finds.
 
     Raises:
         SpecError: an unknown method or kind.
@@ -53,8 +54,7 @@ class Scrub(Defense):
         pii.check_kinds(self.kinds, self.name)
 
     def curate(self, documents: Documents, lab: Lab, *, epoch: int = 0) -> Documents:
-        kinds = self.kinds or pii.KINDS
-        mentions = [[found for found in lab.find(document.text) if found.kind in kinds] for document in documents]
+        mentions = [lab.find(document.text, self.kinds) for document in documents]
         written = self._written([found for own in mentions for found in own], lab)
         curated = []
         for document, own in zip(documents, mentions, strict=True):

@@ -57,7 +57,7 @@ class Unlearn(Defense):
 
     Attributes:
         method: what is minimised.
-        kinds: the kinds of PII that are forgotten; empty for all of `memdefense.pii.KINDS`.
+        kinds: the kinds of PII that are forgotten; empty for all that the detector finds.
         window: tokens on each side of a value that are forgotten with it; windows that touch become one.
         epochs: passes over the windows.
         rate: learning rate, as a multiple of the fine-tuning's.
@@ -113,8 +113,7 @@ class Unlearn(Defense):
         from .forgetting import cut
         from .unlearning import subtracted, trained
 
-        kinds = self.kinds or pii.KINDS
-        found = [[hit for hit in lab.find(document.text) if hit.kind in kinds] for document in documents]
+        found = [lab.find(document.text, self.kinds) for document in documents]
         spans = [[(hit.start, hit.end) for hit in own] for own in found]
         longest = min(lab.config.block_size, model.context)
         texts = cut(model, documents, lab.public, spans, window=self.window, longest=longest)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from memdefense.errors import DataError, ModelError
-from memdefense.results import Row
+from memdefense.results import Row, detector_of
 
 from .cells import rank
-from .groups import setting_of, tables_of
+from .groups import tables_of
 from .notes import BUDGET, front_of
 
 if TYPE_CHECKING:
@@ -189,8 +189,13 @@ def _called(entry: Row) -> str:
 def _name(entry: Row, taken: Sequence[str]) -> str:
     """A file name of benchmark, detector and attack that is not taken yet."""
     attack = f"worst-{entry['attack_family']}" if entry.get("attacks") else entry["attack_spec"]
-    recall = setting_of(entry).partition("detector recall ")[2]
-    parts = [entry["benchmark"].partition(":")[0], f"recall-{recall}" if recall else "", attack]
+    detector, recall = detector_of(entry)
+    parts = [
+        entry["benchmark"].partition(":")[0],
+        detector if detector != "patterns" else "",
+        f"recall-{recall:g}" if recall < 1 else "",
+        attack,
+    ]
     name = re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts))).strip("-")
     number = 1 + sum(re.fullmatch(re.escape(name) + r"(-\d+)?", other) is not None for other in taken)
     return name if number == 1 else f"{name}-{number}"

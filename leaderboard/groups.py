@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memdefense.errors import DataError
-from memdefense.results import Row, latest
+from memdefense.results import Row, detector_of, latest
 
 
 def tables_of(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
@@ -41,9 +41,10 @@ def points_of(entry: Row, rows: Sequence[Row]) -> list[Row]:
 
 def setting_of(row: Row) -> str:
     """Benchmark, model and detector, as titles name them."""
-    recall = row.get("detector_recall") or 1.0
-    detector = f" · detector recall {recall:g}" if recall < 1 else ""
-    return f"{row['benchmark']} v{row['benchmark_version']} · {row['model']}{detector}"
+    name, recall = detector_of(row)
+    detector = f" · detector {name}" if name != "patterns" else ""
+    missed = f" · detector recall {recall:g}" if recall < 1 else ""
+    return f"{row['benchmark']} v{row['benchmark_version']} · {row['model']}{detector}{missed}"
 
 
 def data_of(row: Row) -> tuple[str, str]:

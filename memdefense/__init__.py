@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         write_documents,
     )
     from memdefense.defense import Defense, Point, Stack
+    from memdefense.detector import Detector
     from memdefense.errors import (
         DataError,
         MemdefenseError,
@@ -56,6 +57,7 @@ _HOME = {
         "write_documents",
     ),
     "defense": ("Defense", "Point", "Stack"),
+    "detector": ("Detector",),
     "errors": (
         "DataError",
         "MemdefenseError",
@@ -86,6 +88,7 @@ __all__ = [
     "Corpus",
     "DataError",
     "Defense",
+    "Detector",
     "Document",
     "Documents",
     "Lab",

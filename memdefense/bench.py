@@ -10,8 +10,9 @@ import torch
 
 from memdefense import pii
 from memdefense.defense import Point
+from memdefense.detector import Detector
 from memdefense.lm import LM
-from memdefense.recipe import versions
+from memdefense.recipe import code_of, versions
 from memdefense.store import Artifact, Store
 
 Progress = Callable[[str, int, int], None]
@@ -53,7 +54,12 @@ class Bench:
     micro_batch: int = 0
     detector_recall: float = 1.0
     progress: Progress | None = None
+    detector: Detector = dataclasses.field(default_factory=Detector)
     found: dict[str, list[pii.Pii]] = dataclasses.field(default_factory=dict)
+
+    def detector_identity(self) -> list[str]:
+        """What tells one detector from another: its spec, its code, and what its fields only name."""
+        return [self.detector.spec, code_of(self.detector), self.detector.outside()]
 
     def surroundings(self) -> dict[str, object]:
         """What numbers depend on beside recipe and inputs."""

@@ -21,7 +21,13 @@ from memdefense.plugin import Plugin, spell
 from memdefense.published import claim_lines, published
 from memdefense.store import Store
 
-_TITLES = {"defenses": "defense", "attacks": "attack", "utilities": "utility", "benchmarks": "benchmark"}
+_TITLES = {
+    "defenses": "defense",
+    "attacks": "attack",
+    "utilities": "utility",
+    "benchmarks": "benchmark",
+    "detectors": "detector",
+}
 _READABLE = 100  # columns that running text fills at most
 _WIDEST = {"passes": 14, "needs": 11}
 

@@ -195,11 +195,18 @@ class Lab:
         """A model ready to answer prompts, unguarded."""
         return LocalTarget(model, self._bench.batch_size)
 
-    def find(self, text: str) -> list[pii.Pii]:
-        """The defender's detector: `memdefense.pii.find`, less the values that its recall makes it miss."""
+    def find(self, text: str, kinds: Sequence[str] = ()) -> list[pii.Pii]:
+        """What the defender's detector finds, less the values that its recall makes it miss.
+
+        Args:
+            text: where it is looked for.
+            kinds: that are wanted; none given, all that the detector finds.
+        """
         known = self._bench.found.get(text)
         if known is None:
-            known = self._bench.found[text] = pii.find(text)
+            known = self._bench.found[text] = self._bench.detector.find(text)
+        if kinds:
+            known = [hit for hit in known if hit.kind in kinds]
         recall = self._bench.detector_recall
         if recall >= 1:
             return list(known)

@@ -54,6 +54,9 @@ TRAINING = _all(
     click.option("--lora-alpha", type=click.IntRange(1), help="With --peft lora. [default: 32]"),
     click.option("--lora-targets", default="", help="Module names, comma-separated. [default: all linear layers]"),
     click.option(
+        "--detector", default="patterns", show_default=True, help="Finds PII for the defender; see list detectors."
+    ),
+    click.option(
         "--detector-recall",
         type=click.FloatRange(0, 1, min_open=True),
         default=1.0,
@@ -162,6 +165,7 @@ def settings_of(given: Mapping[str, Any]) -> dict[str, Any]:
         "store": given["store"],
         "device": given["device"],
         "micro_batch": given["micro_batch"],
+        "detector": given["detector"],
         "detector_recall": given["detector_recall"],
         "edit_all": given["edit_at"] == "all",
     }

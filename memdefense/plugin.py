@@ -15,7 +15,7 @@ from memdefense.fields import check_fields
 
 
 class Plugin:
-    """Base of Defense, Attack, Utility and Benchmark."""
+    """Base of Defense, Attack, Utility, Benchmark and Detector."""
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""

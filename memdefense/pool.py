@@ -130,7 +130,11 @@ def _rows(folders: Mapping[Path, Mapping[str, Any]]) -> list[tuple[Row, Path]]:
 
 def _named(row: Row, config: Mapping[str, Any]) -> Row:
     """A row that also says on what data it was measured, as those of older versions do not."""
-    named: Row = {"detector_recall": config["settings"].get("detector_recall", 1.0)}
+    settings = config["settings"]
+    named: Row = {
+        "detector_spec": settings.get("detector", "patterns"),
+        "detector_recall": settings.get("detector_recall", 1.0),
+    }
     if base := row["provenance"].get("base"):
         named["data"] = f"{config['corpus']['digest'][:12]}/{base}"
     return {**named, **row}

@@ -25,6 +25,7 @@ from typing import Literal, TypeVar, Union, get_args, get_origin
 from memdefense.attack import Attack, Utility
 from memdefense.corpus import Benchmark
 from memdefense.defense import Defense, Stack
+from memdefense.detector import Detector
 from memdefense.errors import MemdefenseError, PluginError, SpecError, hint
 from memdefense.plugin import Plugin
 
@@ -37,6 +38,7 @@ GROUPS: Mapping[str, type[Plugin]] = {
     "attacks": Attack,
     "utilities": Utility,
     "benchmarks": Benchmark,
+    "detectors": Detector,
 }
 _PATH = re.compile(r"^[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*$")
 _PATH_HEAD = re.compile(r"^([A-Za-z_]\w*(?:\.\w+)*:[A-Za-z_]\w*)(?::(.*))?$", re.DOTALL)

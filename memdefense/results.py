@@ -152,8 +152,13 @@ def latest(rows: Iterable[Row]) -> list[Row]:
 
 def place_of(row: Row) -> tuple[object, ...]:
     """Which row of its benchmark and model a point's row is."""
-    recall = row.get("detector_recall") or 1.0
-    return row["defense_label"], row["defense_spec"], row["attack_spec"], row["seed"], row["point"], recall
+    arm = row["defense_label"], row["defense_spec"], row["attack_spec"], row["seed"], row["point"]
+    return *arm, *detector_of(row)
+
+
+def detector_of(row: Row) -> tuple[str, float]:
+    """The defender's detector, by its spec and its recall; rows of older versions may not name them."""
+    return row.get("detector_spec") or "patterns", row.get("detector_recall") or 1.0
 
 
 def outcomes_path(folder: Path, row: Row) -> Path:

@@ -18,6 +18,7 @@ from memdefense.attack import Attack, Measure, Utility
 from memdefense.bench import Bench, Progress, save_point, stored_points
 from memdefense.corpus import Benchmark, Corpus, digest_documents
 from memdefense.defense import Defense, Point
+from memdefense.detector import Detector
 from memdefense.errors import DataError, MemdefenseError, SpecError, hint
 from memdefense.fields import check_fields
 from memdefense.lab import Lab
@@ -144,6 +145,15 @@ def one_benchmark(given: Benchmark | str) -> Benchmark:
     return cast(Benchmark, named[0][1][0])
 
 
+def _one_detector(given: Detector | str) -> Detector:
+    named = registry.instances("detectors", given)
+    if len(named) != 1:
+        raise SpecError(f"a run has one detector, not {len(named)}: {', '.join(label for label, _ in named) or 'none'}")
+    detector = cast(Detector, named[0][1][0])
+    detector.ready()
+    return detector
+
+
 def _worth_telling(record: logging.LogRecord) -> bool:
     """False of the advice to mask padding: rows of training begin and end with the separator, which many models pad
     with too, and what is really padded stands at their end, where nothing reads it."""
@@ -160,7 +170,10 @@ def prepare(benchmark: Benchmark, settings: Settings, progress: Progress | None 
         said = str(error).splitlines()[0]
         raise SpecError(f"device '{device}' cannot be used here: {said}; leave out --device for the best") from error
     store = Store(Path(settings.store or os.environ.get("MEMDEFENSE_STORE") or "~/.cache/memdefense").expanduser())
-    bench = Bench(store, device, settings.batch_size, settings.micro_batch, settings.detector_recall, progress)
+    detector = _one_detector(settings.detector)
+    bench = Bench(
+        store, device, settings.batch_size, settings.micro_batch, settings.detector_recall, progress, detector
+    )
     named = _named(bench, settings) if settings.model else None  # a wrong name is told before much is read
     if progress:
         progress(f"reading {benchmark.spec}", 0, 0)

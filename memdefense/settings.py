@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from memdefense.detector import Detector
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -25,6 +27,7 @@ class Settings:
         batch_size: sequences per evaluation pass; 0 chooses.
         micro_batch: rows per training pass; 0 is the whole batch.
         general_text: a text file for the general perplexity.
+        detector: what the defender finds personal data with, or its spec.
         detector_recall: drops values from the defender's detector by a seeded hash.
         edit_all: edits every training point, not the last alone.
         limit: so many secrets and held-out documents, sampled; 0 takes all.
@@ -42,6 +45,7 @@ class Settings:
     batch_size: int = 0
     micro_batch: int = 0
     general_text: str = ""
+    detector: str | Detector = "patterns"
     detector_recall: float = 1.0
     edit_all: bool = False
     limit: int = 0
@@ -51,7 +55,9 @@ class Settings:
     def told(self) -> dict[str, object]:
         """What a results folder says of them: all but the folders of this machine."""
         own = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("store", "output")}
-        return {**own, "model": nameplate(self.model), "general_text": nameplate(self.general_text)}
+        detector = self.detector if isinstance(self.detector, str) else self.detector.spec
+        named = {"model": nameplate(self.model), "general_text": nameplate(self.general_text), "detector": detector}
+        return {**own, **named}
 
 
 def nameplate(name: str, *fields: object) -> str:

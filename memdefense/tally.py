@@ -18,6 +18,7 @@ _NAMES = (
     "benchmark_version",
     "model",
     "data",
+    "detector_spec",
     "detector_recall",
     "defense",
     "family",

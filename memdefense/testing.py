@@ -25,8 +25,9 @@ from memdefense import registry
 from memdefense.attack import Attack, Outcome
 from memdefense.corpus import Benchmark, Corpus, Secret
 from memdefense.defense import Defense, Stack
+from memdefense.detector import Detector
 from memdefense.errors import MemdefenseError, PluginError
-from memdefense.pii import canonical
+from memdefense.pii import KINDS, NAMES, canonical
 from memdefense.pipeline import Defended, defend, measure
 from memdefense.plugin import Plugin
 from memdefense.runner import Settings, prepare
@@ -36,7 +37,7 @@ from memdefense.tiny import TinyBenchmark
 from memdefense.train import TrainConfig
 from memdefense.work import Work
 
-__all__ = ["TinyBenchmark", "check_attack", "check_benchmark", "check_defense", "tiny_benchmark"]
+__all__ = ["TinyBenchmark", "check_attack", "check_benchmark", "check_defense", "check_detector", "tiny_benchmark"]
 
 
 def tiny_benchmark() -> TinyBenchmark:
@@ -137,6 +138,31 @@ def _check(plugin: Plugin, holds: bool, complaint: str) -> None:
 def _check_unique(plugin: Plugin, ids: Sequence[str], what: str) -> None:
     twice = sorted(name for name, count in Counter(ids).items() if count > 1)[:3]
     _check(plugin, not twice, f"has {what} of one id: {', '.join(twice)}")
+
+
+def check_detector(detector: Detector, texts: Sequence[str] = ()) -> None:
+    """Reads the tiny benchmark's documents, an empty text and more with a detector, twice each.
+
+    Args:
+        detector: what is checked.
+        texts: further ones, such as those that hold what only this detector finds.
+
+    Raises:
+        PluginError: it broke the contract; the message says where and how to mend it.
+    """
+    _check_plugin(detector, "detectors")
+    detector.ready()
+    for text in ("", *(document.text for document in tiny_benchmark().corpus().train), *texts):
+        found = detector.find(text)
+        _check(detector, found == detector.find(text), "finds something else in the same text")
+        end = 0
+        for hit in found:
+            _check(detector, hit.kind in (*KINDS, *NAMES), f"finds a kind '{hit.kind}': it is none of KINDS and NAMES")
+            _check(detector, hit.start >= end, "finds mentions out of order or over each other")
+            _check(detector, hit.start < hit.end and hit.value == text[hit.start : hit.end], "finds what is not there")
+            right = hit.canonical == canonical(hit.kind, hit.value)
+            _check(detector, right, f"gives another canonical form of kind {hit.kind} than memdefense.pii.canonical")
+            end = hit.end
 
 
 def _check_plugin(plugin: Plugin, group: str) -> None:

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from memdefense.leaderboard.commands import leaderboard
 from memdefense.leaderboard.figure import draw
-from memdefense.results import Row, latest, read_rows
+from memdefense.results import detector_of, latest, read_rows
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "leaderboard" / "RESULTS.md"
@@ -31,19 +31,15 @@ def take(folder: Path, name: str) -> None:
     rows = list(read_rows(folder))
     last = {}
     for row in latest(row for row in rows if row["row"] == "point"):
-        last[row["defense_label"], row["defense_spec"], row["attack_spec"], row["seed"], _recall(row)] = row
+        last[row["defense_label"], row["defense_spec"], row["attack_spec"], row["seed"], detector_of(row)] = row
     entries = {
-        (row["defense_label"], row["attack_spec"], row["attack_family"], _recall(row)): row
+        (row["defense_label"], row["attack_spec"], row["attack_family"], detector_of(row)): row
         for row in rows
         if row["row"] == "entry"
     }
     lines = [json.dumps(row) + "\n" for row in (*last.values(), *entries.values())]
     (ROOT / "leaderboard" / "results" / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
     keep(folder, name)
-
-
-def _recall(row: Row) -> float:
-    return row.get("detector_recall") or 1.0
 
 
 def keep(folder: Path, name: str) -> None:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from .detect import find
 from .fakes import fake, local_part, pick
-from .forms import KINDS, Detector, Pii, canonical, check_kinds
-from .presidio import presidio_detector
+from .forms import KINDS, NAMES, Pii, canonical, check_kinds
 from .words import DOMAINS, LOCALS, SUFFIXES
 
 __all__ = [
     "DOMAINS",
     "KINDS",
     "LOCALS",
+    "NAMES",
     "SUFFIXES",
-    "Detector",
     "Pii",
     "canonical",
     "check_kinds",
@@ -21,5 +20,4 @@ __all__ = [
     "find",
     "local_part",
     "pick",
-    "presidio_detector",
 ]

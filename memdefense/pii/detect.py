@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import phonenumbers
 
-from .forms import KINDS, Pii, canonical, check_kind, iban_rest, is_ip, luhn, trimmed
+from memdefense.errors import SpecError, hint
+
+from .forms import KINDS, Pii, canonical, iban_rest, is_ip, luhn, trimmed
 
 _WORD = "A-Za-z0-9À-ÖØ-öø-ɏ"
 # Found by its "@"; the local part is sought in the 65 characters before it. All is bounded, so nothing is quadratic.
@@ -67,10 +69,11 @@ def find(text: str, kinds: Sequence[str] = KINDS) -> list[Pii]:
     found in ``Message-ID:``, ``References:`` and ``In-Reply-To:`` header lines, quoted ones included.
 
     Raises:
-        SpecError: a kind is unknown.
+        SpecError: a kind is none of `KINDS`.
     """
     for kind in kinds:
-        check_kind(kind)
+        if kind not in KINDS:
+            raise SpecError(f"patterns find no '{kind}'{hint(kind, KINDS)}")
     found = [(start, end, kind) for kind in KINDS if kind in kinds for start, end in _FINDERS[kind](text)]
     if not found:
         return []

@@ -10,7 +10,7 @@ import numpy as np
 from memdefense.errors import DataError
 
 from . import words
-from .forms import AUTHORITY, EXTENSION, canonical, digits_of, iban_rest, is_ip, luhn
+from .forms import AUTHORITY, EXTENSION, NAMES, canonical, digits_of, iban_rest, is_ip, luhn
 
 _TRIES = 10_000
 _PART = re.compile(r"%[0-9A-Fa-f]{2}|\.[A-Za-z]{2,5}(?=[?#]|\Z)|[^\W\d_]{3,}|[0-9]")
@@ -21,10 +21,11 @@ def fake(kind: str, value: str, rng: np.random.Generator, *, avoid: Container[st
 
     An e-mail address comes from the pools and keeps its number of dots in the local part; a North American phone number
     gets the exchange 555, another keeps its country; a card keeps its issuer and stays Luhn-valid; an IBAN keeps its
-    letters and stays valid; a URL keeps its scheme, its shape and a file name's extension.
+    letters and stays valid; a URL keeps its scheme, its shape and a file name's extension. Of `NAMES`, each word
+    becomes another, capitalised as it was, each lone letter and digit another; of an identifier all letters and digits.
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `KINDS` and `NAMES`.
         value: what is replaced, as written.
         rng: only its raw bits are read, whose stream NumPy guarantees over versions.
         avoid: canonical forms that are drawn again, beside that of ``value`` itself.
@@ -139,6 +140,26 @@ def _fake_url(value: str, rng: np.random.Generator) -> str:
     return AUTHORITY.sub(authority, value.removesuffix(rest)) + _PART.sub(part, rest)
 
 
+def _fake_name(value: str, rng: np.random.Generator) -> str:
+    def word(match: re.Match[str]) -> str:
+        found = match[0]
+        if len(found) == 1:
+            return _fake_identifier(found, rng)
+        drawn = pick(words.LOCALS, rng) + pick(words.ENDINGS, rng) + pick(words.ENDINGS, rng)
+        return drawn.upper() if found.isupper() else drawn if found[0].islower() else drawn.capitalize()
+
+    return re.sub(r"[^\W\d_]+|[0-9]", word, value)
+
+
+def _fake_identifier(value: str, rng: np.random.Generator) -> str:
+    def sign(match: re.Match[str]) -> str:
+        if match[0].isdigit():
+            return _random(1, rng)
+        return pick("ABCDEFGHIJKLMNOPQRSTUVWXYZ" if match[0].isupper() else "abcdefghijklmnopqrstuvwxyz", rng)
+
+    return re.sub(r"[^\W\d_]|[0-9]", sign, value)
+
+
 _FAKES: dict[str, Callable[[str, np.random.Generator], str]] = {
     "email": _fake_email,
     "phone": _fake_phone,
@@ -146,4 +167,6 @@ _FAKES: dict[str, Callable[[str, np.random.Generator], str]] = {
     "ssn": _fake_ssn,
     "ip": _fake_ip,
     "url": _fake_url,
+    **dict.fromkeys(NAMES, _fake_name),
+    "identifier": _fake_identifier,
 }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from memdefense.errors import DataError, SpecError, hint
 
 KINDS: tuple[str, ...] = ("email", "phone", "account", "ssn", "ip", "url")
+"""What `find` finds."""
+NAMES: tuple[str, ...] = ("person", "location", "organization", "group", "identifier")
+"""What patterns cannot tell and other detectors may find: names, nationalities and the like (group), other numbers."""
 
 EXTENSION = re.compile(r"(?i)[ ,;]*(?:x|ext(?:\.|n|ension)?|#)[ =.:]*[0-9]+\s*\Z")
 """An extension behind a phone number."""
@@ -29,21 +32,20 @@ class Pii:
     canonical: str
 
 
-Detector = Callable[[str], list[Pii]]
-
-
 def canonical(kind: str, value: str) -> str:
     """The form in which two mentions of one value are equal.
 
     E-mail: lower-cased, without ``mailto:`` and surrounding brackets or dots. Phone: the last ten digits (all where
     there are fewer), extension off. Account, SSN: the digits. IP: as `ipaddress` writes it. URL: scheme and host
-    lower-cased, trailing punctuation off.
+    lower-cased, trailing punctuation off. `NAMES`: case-folded, with single spaces.
 
     Raises:
         SpecError: the kind is unknown.
         DataError: an IP address is none.
     """
-    check_kind(kind)
+    check_kinds([kind], "canonical()")
+    if kind in NAMES:
+        return " ".join(value.casefold().split())
     value = value.strip()
     if kind == "email":
         return value.strip("<>. ").lower().removeprefix("mailto:").strip("<>. ")
@@ -59,17 +61,11 @@ def canonical(kind: str, value: str) -> str:
     return digits_of(value)
 
 
-def check_kind(kind: str) -> None:
-    """Raises a SpecError for a kind that is none of `KINDS`."""
-    if kind not in KINDS:
-        raise SpecError(f"unknown kind of PII '{kind}'{hint(kind, KINDS)}")
-
-
 def check_kinds(kinds: Iterable[str], who: str) -> None:
-    """Raises a SpecError that names the plugin for a field ``kinds`` with one that is none of `KINDS`."""
+    """Raises a SpecError that names the plugin for a field ``kinds`` with one that is none of `KINDS` and `NAMES`."""
     for kind in kinds:
-        if kind not in KINDS:
-            raise SpecError(f"{who}: kinds cannot be '{kind}'{hint(kind, KINDS)}")
+        if kind not in (*KINDS, *NAMES):
+            raise SpecError(f"{who}: kinds cannot be '{kind}'{hint(kind, (*KINDS, *NAMES))}")
 
 
 def digits_of(value: str) -> str:

@@ -21,6 +21,12 @@ LOCALS: tuple[str, ...] = tuple(
     )
 )
 """Neutral words for the local part of an e-mail address."""
+ENDINGS: tuple[str, ...] = (
+    *("",) * 12,
+    *re.findall("[a-z]+", "bourne by cliffe croft dale den field ford gate ham hurst land ley lock man mere more"),
+    *re.findall("[a-z]+", "ridge shaw son stead stone ton ward well wick wood worth"),
+)
+"""What makes other names of these words; more than a third of them add nothing."""
 DOMAINS: tuple[str, ...] = tuple(
     re.findall(
         "[a-z]+",

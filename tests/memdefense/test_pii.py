@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import random
 import re
-import sys
 from collections.abc import Container
-from pathlib import Path
 
 import numpy as np
 import phonenumbers
 import pytest
 
 from memdefense import pii
-from memdefense.errors import DataError, ModelError, SpecError
+from memdefense.errors import DataError, SpecError
 from memdefense.pii import KINDS, canonical, fake, find, pick
 
 
@@ -447,44 +445,3 @@ def test_draws_rest_on_the_raw_bits_alone() -> None:
     raw = np.random.PCG64(11).random_raw(6)
     one = rng(11)
     assert [pick("0123456789", one) for _ in range(6)] == [str(int(bits) % 10) for bits in raw]
-
-
-def test_presidio_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(ModelError, match=r'pip install "memdefense\[presidio\]"'):
-        pii.presidio_detector()
-
-
-def test_presidio_results_become_pii(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "presidio_analyzer").mkdir()
-    (tmp_path / "presidio_analyzer" / "nlp_engine.py").write_text(
-        "class NlpEngineProvider:\n"
-        "    def __init__(self, nlp_configuration):\n"
-        "        (self.model,) = nlp_configuration['models']\n"
-        "    def create_engine(self):\n"
-        "        return self.model['model_name']\n"
-    )
-    (tmp_path / "presidio_analyzer" / "__init__.py").write_text(
-        "from types import SimpleNamespace as R\n"
-        "class AnalyzerEngine:\n"
-        "    def __init__(self, *, nlp_engine, supported_languages):\n"
-        "        assert (nlp_engine, supported_languages) == ('small_model', ['en'])\n"
-        "    def analyze(self, *, text, language):\n"
-        "        found = [('PERSON', 0.9, 'Ann  Lee'), ('URL', 0.5, 'fenwick.com'), ('DATE_TIME', 0.6, 'today')]\n"
-        "        found += [('EMAIL_ADDRESS', 1.0, 'Ann@fenwick.com')] * (language == 'en')\n"
-        "        where = lambda value: dict(start=text.index(value), end=text.index(value) + len(value))\n"
-        "        return [R(entity_type=kind, score=score, **where(value)) for kind, score, value in found]\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "presidio_analyzer", raising=False)
-    text = "today Ann  Lee <Ann@fenwick.com>"
-    with pytest.raises(ModelError, match="spacy download en_core_web_lg"):
-        pii.presidio_detector()
-    (tmp_path / "small_model.py").write_text("")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    assert pii.presidio_detector("small_model")(text) == [
-        pii.Pii("person", 6, 14, "Ann  Lee", "ann lee"),
-        pii.Pii("email", 16, 31, "Ann@fenwick.com", "ann@fenwick.com"),
-    ]
-    for name in ("presidio_analyzer", "presidio_analyzer.nlp_engine"):
-        sys.modules.pop(name, None)
