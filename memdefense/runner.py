@@ -169,8 +169,8 @@ def prepare(benchmark: Benchmark, settings: Settings, progress: Progress | None 
     except (RuntimeError, AssertionError) as error:
         said = str(error).splitlines()[0]
         raise SpecError(f"device '{device}' cannot be used here: {said}; leave out --device for the best") from error
-    store = Store(Path(settings.store or os.environ.get("MEMDEFENSE_STORE") or "~/.cache/memdefense").expanduser())
     detector = _one_detector(settings.detector)
+    store = Store(Path(settings.store or os.environ.get("MEMDEFENSE_STORE") or "~/.cache/memdefense").expanduser())
     bench = Bench(
         store, device, settings.batch_size, settings.micro_batch, settings.detector_recall, progress, detector
     )
