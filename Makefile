@@ -24,9 +24,9 @@ unit: $(VENV)/.installed-test
 # mypy cannot follow an editable install's hook, so the plugins and their tests are typed against a plain one too.
 types-installed: $(VENV)/.installed-test
 	rm -rf $(VENV)-plain && $(PYTHON) -m venv --without-pip $(VENV)-plain
-	rm -rf build
+	rm -rf build *.egg-info
 	$(PIP) install --no-deps --no-index --no-build-isolation --target "$$(echo $(VENV)-plain/lib/python*/site-packages)" .
-	rm -rf build
+	rm -rf build *.egg-info
 	$(BIN)/python scripts/types_installed.py $(VENV)-plain
 
 speed: $(VENV)/.installed-test
@@ -35,7 +35,9 @@ speed: $(VENV)/.installed-test
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+# Entry points that an earlier build left in the checkout would hide the installed ones from a python started in it.
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	rm -rf *.egg-info
 	$(PIP) install -c constraints.txt "setuptools>=77" wheel
 	$(PIP) install -c constraints.txt --no-build-isolation -e .
 	touch $@

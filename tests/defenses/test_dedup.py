@@ -29,8 +29,8 @@ class StubLab:
         self.seed = 0
         self.notes: dict[str, float] = {}
 
-    def find(self, text: str) -> list[pii.Pii]:
-        return pii.find(text)
+    def find(self, text: str, kinds: Sequence[str] = ()) -> list[pii.Pii]:
+        return pii.find(text, kinds or pii.KINDS)
 
     def note(self, **values: float) -> None:
         self.notes.update(values)

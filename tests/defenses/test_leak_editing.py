@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, cast
 
@@ -175,8 +176,8 @@ class StubLab:
         self.history: list[tuple[int, int]] = []  # edited and skipped, at each point
         self.lm, self.said = lm, said
 
-    def find(self, text: str) -> list[pii.Pii]:
-        return pii.find(text)
+    def find(self, text: str, kinds: Sequence[str] = ()) -> list[pii.Pii]:
+        return pii.find(text, kinds or pii.KINDS)
 
     def rng(self, purpose: str) -> np.random.Generator:
         return np.random.default_rng(3)

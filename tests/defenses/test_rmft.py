@@ -34,8 +34,8 @@ class StubLab:
         self.notes: dict[str, float] = {}
         self.purposes: list[str] = []
 
-    def find(self, text: str) -> list[pii.Pii]:
-        return pii.find(text)
+    def find(self, text: str, kinds: Sequence[str] = ()) -> list[pii.Pii]:
+        return pii.find(text, kinds or pii.KINDS)
 
     def rng(self, purpose: str) -> np.random.Generator:
         self.purposes.append(purpose)

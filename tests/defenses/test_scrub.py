@@ -34,8 +34,8 @@ class StubLab:
         self.seed, self.missed = seed, missed
         self.notes: dict[str, float] = {}
 
-    def find(self, text: str) -> list[pii.Pii]:
-        return [found for found in pii.find(text) if found.canonical != self.missed]
+    def find(self, text: str, kinds: Sequence[str] = ()) -> list[pii.Pii]:
+        return [found for found in pii.find(text, kinds or pii.KINDS) if found.canonical != self.missed]
 
     def rng(self, purpose: str) -> np.random.Generator:
         return np.random.default_rng([self.seed, *purpose.encode()])
