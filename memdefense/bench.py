@@ -13,6 +13,7 @@ from memdefense.defense import Point
 from memdefense.detector import Detector
 from memdefense.lm import LM
 from memdefense.recipe import code_of, versions
+from memdefense.settings import nameplate
 from memdefense.store import Artifact, Store
 
 Progress = Callable[[str, int, int], None]
@@ -57,9 +58,14 @@ class Bench:
     detector: Detector = dataclasses.field(default_factory=Detector)
     found: dict[str, list[pii.Pii]] = dataclasses.field(default_factory=dict)
 
+    @property
+    def detector_name(self) -> str:
+        """The detector's spec, without the folders of this machine."""
+        return nameplate(self.detector.spec, *self.detector.fields.values())
+
     def detector_identity(self) -> list[str]:
         """What tells one detector from another: its spec, its code, and what its fields only name."""
-        return [self.detector.spec, code_of(self.detector), self.detector.outside()]
+        return [self.detector_name, code_of(self.detector), self.detector.outside()]
 
     def surroundings(self) -> dict[str, object]:
         """What numbers depend on beside recipe and inputs."""

@@ -93,7 +93,7 @@ def export(
             "changed": len({*defended.curated} - {*defended.originals}),
             "dropped": len({document.id for document in defended.originals} - {doc.id for doc in defended.curated}),
         },
-        "detector": work.bench.detector.spec,
+        "detector": work.bench.detector_name,
         "detector_recall": settings.detector_recall,
         "training": dataclasses.asdict(defended.config),
         "notes": defended.notes,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import logging
+from pathlib import Path
 from typing import Any, ClassVar
 
 from memdefense import pii
@@ -41,12 +44,16 @@ class Presidio(Detector):
     Dates are left out, and whatever is shorter than two letters or digits. Where both find something the patterns
     stand, so that nothing is read otherwise than without Presidio. A full name and a first name alone are two values.
 
-    How well it finds names depends on the language model, and was not measured here.
+    Names are replaced, forgotten or filtered like all that a detector finds; attacks are not scored on them, so that no
+    table says how well. How well they are found depends on the language model, and was not measured here. The library that it checks
+    addresses with (tldextract) asks the network for the list of public suffixes once, and does without where there is
+    none; no text leaves the machine.
 
     Source: https://microsoft.github.io/presidio, with a pipeline of spaCy's.
 
     Attributes:
-        model: an installed package of spaCy's that tells English names and places; the default is Presidio's own.
+        model: a pipeline of spaCy's that tells English names and places, an installed package or a folder; the default
+            is Presidio's own.
         score: how sure Presidio must be at least, 0 to 1.
 
     Raises:
@@ -67,20 +74,14 @@ class Presidio(Detector):
         if importlib.util.find_spec("presidio_analyzer") is None:
             raise ModelError('the presidio detector needs an extra: pip install "memdefense[presidio]"')
         # Presidio would otherwise download the model by itself, and end the process where it cannot.
-        if not self.model.isidentifier() or importlib.util.find_spec(self.model) is None:
+        if not Path(self.model).is_dir() and not _version(self.model):
             raise ModelError(
-                f"the presidio detector needs its language model: python -m spacy download {self.model}, or name an "
-                "installed one with --detector presidio:model=NAME"
+                f"the presidio detector needs its language model: python -m spacy download {self.model}, or name "
+                "another, installed or a folder, with --detector presidio:model=NAME"
             )
 
     def outside(self) -> str:
-        versions = {}
-        for package in ("presidio-analyzer", "spacy", self.model):
-            try:
-                versions[package] = importlib.metadata.version(package)
-            except importlib.metadata.PackageNotFoundError:
-                versions[package] = ""
-        return digest(versions)
+        return digest([_version("presidio-analyzer"), _version("spacy"), _version(self.model) or _content(self.model)])
 
     def find(self, text: str) -> list[Pii]:
         found = []
@@ -95,9 +96,29 @@ class Presidio(Detector):
         return joined(super().find(text), found)
 
 
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # the second of a name that is none, such as a path
+        return ""
+
+
+@functools.cache
+def _content(folder: str) -> str:
+    """A digest of the files of a pipeline's folder."""
+    found = []
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                found.append([path.relative_to(folder).as_posix(), hashlib.file_digest(file, "sha256").hexdigest()])
+    return digest(found)
+
+
 @functools.cache
 def _engine(model: str) -> Any:
     Presidio(model).ready()
+    logging.getLogger("presidio-analyzer").setLevel(logging.ERROR)  # a line for each recogniser of another language
+    logging.getLogger("tldextract").setLevel(logging.CRITICAL)  # a traceback for each address of a list it can't fetch
     provider = importlib.import_module("presidio_analyzer.nlp_engine").NlpEngineProvider
     settings = {"nlp_engine_name": "spacy", "models": [{"lang_code": "en", "model_name": model}]}
     analyzer = importlib.import_module("presidio_analyzer").AnalyzerEngine

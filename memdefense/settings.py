@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -56,6 +57,7 @@ class Settings:
         """What a results folder says of them: all but the folders of this machine."""
         own = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("store", "output")}
         detector = self.detector if isinstance(self.detector, str) else self.detector.spec
+        detector = nameplate(detector, *re.split("[=,]", detector))
         named = {"model": nameplate(self.model), "general_text": nameplate(self.general_text), "detector": detector}
         return {**own, **named}
 

@@ -147,7 +147,7 @@ class Sheet:
                 "d": {**costs, "worst": delta},
                 "overfit_percent": reference.overfit,
                 "detector": {
-                    "name": work.bench.detector.spec,
+                    "name": work.bench.detector_name,
                     "asked": self._settings.detector_recall,
                     "recall": self._recall(seed),
                 },
@@ -198,7 +198,7 @@ class Sheet:
             "benchmark_version": work.benchmark.version,
             "model": work.names[1],
             "data": f"{work.corpus_digest[:12]}/{work.base_digest[:12]}",
-            "detector_spec": work.bench.detector.spec,
+            "detector_spec": work.bench.detector_name,
             "detector_recall": self._settings.detector_recall,
             "defense": defense.name if len(getattr(defense, "parts", ())) == 0 else defense.spec,
             "family": defense.family,

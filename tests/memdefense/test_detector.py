@@ -22,6 +22,7 @@ from memdefense.lab import Lab
 from memdefense.pii import Pii
 from memdefense.presidio import Presidio
 from memdefense.results import Row
+from memdefense.settings import Settings
 from memdefense.store import Store
 from memdefense.testing import check_detector, tiny_benchmark
 from memdefense.train import TrainConfig
@@ -218,7 +219,9 @@ def presidio(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
         "        found = [(kind, score, value) for kind, score, value in found if value in text]\n"
         "        return [R(entity_type=k, score=s, **where(v)) for k, s, v in found if s >= score_threshold]\n"
     )
-    (tmp_path / "small_model.py").write_text("")
+    info = tmp_path / "small_model-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: small_model\nVersion: 1.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "presidio_analyzer", raising=False)
     yield tmp_path
@@ -275,7 +278,23 @@ def test_a_missing_language_model_is_told_before_anything_is_read(tmp_path: Path
 @pytest.mark.usefixtures("presidio")
 def test_another_language_model_is_another_detector(presidio: Path) -> None:
     before = Presidio("small_model").outside()
-    info = presidio / "small_model-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: small_model\nVersion: 1.0\n")
+    metadata = presidio / "small_model-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("1.0", "1.1"))
     assert Presidio("small_model").outside() != before
+
+
+@pytest.mark.usefixtures("presidio")
+def test_a_pipeline_in_a_folder_is_known_by_its_content(tmp_path: Path) -> None:
+    names = []
+    for place, content in (("one", "a"), ("two", "a"), ("three", "b")):
+        folder = tmp_path / place / "own_pipeline"
+        folder.mkdir(parents=True)
+        (folder / "config.cfg").write_text(content)
+        bench = Bench(Store(tmp_path / "store"), detector=Presidio(str(folder)))
+        bench.detector.ready()
+        names.append(bench.detector_identity())
+        assert Settings(detector=f"presidio:model={folder},score=0.5").told()["detector"] == (
+            "presidio:model=own_pipeline,score=0.5"
+        )
+    assert names[0] == names[1] != names[2]
+    assert names[0][0] == "presidio:model=own_pipeline"
