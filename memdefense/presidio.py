@@ -45,9 +45,9 @@ class Presidio(Detector):
     stand, so that nothing is read otherwise than without Presidio. A full name and a first name alone are two values.
 
     Names are replaced, forgotten or filtered like all that a detector finds; attacks are not scored on them, so that no
-    table says how well. How well they are found depends on the language model, and was not measured here. The library that it checks
-    addresses with (tldextract) asks the network for the list of public suffixes once, and does without where there is
-    none; no text leaves the machine.
+    table says how well. How well they are found depends on the language model, and was not measured here. The library
+    that Presidio checks addresses with (tldextract) asks the network for the list of public suffixes once, and does
+    without where there is none; no text leaves the machine.
 
     Source: https://microsoft.github.io/presidio, with a pipeline of spaCy's.
 

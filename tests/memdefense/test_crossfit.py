@@ -255,6 +255,32 @@ def test_run_noise_is_students_t_of_the_seeds() -> None:
     assert whole.value - whole.low == pytest.approx(math.hypot(sample, (high - low) / 2))
 
 
+@pytest.mark.parametrize("runs", [0.0, 0.1, 0.2])
+def test_what_single_hits_explain_is_taken_off_the_noise_between_seeds(runs: float) -> None:
+    rng = np.random.default_rng(8)
+    seeds, persons = 4, 60
+    hits = 0.2 + 0.3 * rng.standard_normal(persons) + 0.4 * rng.standard_normal((seeds, persons))
+    hits += runs * np.asarray([1.0, -1.5, 0.2, 0.9])[:, np.newaxis]
+    names = [f"p{i}" for i in range(persons)]
+    found = across_seeds([RunTerms({}, {}, {"": Column(row, names)}) for row in hits]).undefended()
+
+    assert found.value == pytest.approx(hits.mean())
+    student = stats.t.ppf(0.975, seeds - 1)
+    between = hits.mean(axis=1).var(ddof=1) / seeds
+    # What two seeds differ by for one person, beyond what they differ by for all, has twice the variance of one hit.
+    pairs = [hits[s] - hits[t] for s in range(seeds) for t in range(s)]
+    within = np.mean([pair.var(ddof=1) / 2 for pair in pairs]) / persons / seeds
+    assert found.value - found.run_limits[0] == pytest.approx(student * math.sqrt(between))
+    assert found.run_limits[1] - found.value == pytest.approx(student * math.sqrt(between))
+    plain = stats.t.interval(0.95, persons - 1, loc=hits.mean(), scale=stats.sem(hits.mean(axis=0)))
+    assert found.sample_limits == pytest.approx(plain, rel=0.1)
+    beyond = student**2 * max(between - within, 0.0)
+    for limit, side in zip((found.low, found.high), found.sample_limits, strict=True):
+        whole = max(student * math.sqrt(between), math.hypot(side - found.value, math.sqrt(beyond)))
+        assert abs(limit - found.value) == pytest.approx(whole)
+    assert (between > 1.5 * within) == (runs > 0), "one case each of the two forms"
+
+
 def test_the_score_and_its_sign_are_chosen_on_other_seeds() -> None:
     rng = np.random.default_rng(5)
 

@@ -122,6 +122,52 @@ def test_tpr_at_fpr_equals_sklearns_curve(levels: int, fpr: float) -> None:
     assert (point.members, point.non_members) == (labels.sum(), 500 - labels.sum())
 
 
+def test_persons_on_both_sides_are_drawn_with_both() -> None:
+    rng = np.random.default_rng(12)
+    persons = 60
+    own = 3.0 * rng.standard_normal(persons)  # which a person's member and non-member share
+    scores = np.concatenate([own + 0.6 + 0.5 * rng.standard_normal(persons), own + 0.5 * rng.standard_normal(persons)])
+    labels, groups = np.arange(2 * persons) < persons, [f"p{i}" for i in [*range(persons), *range(persons)]]
+    low, high = auc_interval(scores, labels, groups=groups)
+    drawn = []
+    for _ in range(600):
+        taken = rng.integers(0, persons, persons)
+        rows = np.concatenate([taken, taken + persons])
+        drawn.append(roc_auc_score(labels[rows], scores[rows]))
+    # That a person's two texts resemble each other makes the difference surer than apart; the interval is never
+    # narrower than of texts on their own.
+    apart = auc_interval(scores, labels)
+    assert high - low >= apart[1] - apart[0] - 1e-9 > 3.9 * np.std(drawn)
+    # A stranger with texts on one side alone is drawn among such strangers, never in the place of another kind: a lone
+    # one is always there, and makes nothing unsure.
+    scores = np.concatenate([own[:40] / 3 + 0.8, own[:20] / 3, 2.0 + 0.3 * rng.standard_normal(40)])
+    labels, groups = np.arange(100) < 40, [*(f"p{i}" for i in range(40)), *(f"p{i}" for i in range(20)), *["q"] * 40]
+    low, high = auc_interval(scores, labels, groups=groups)
+    plain = _by_strata(scores, labels, groups)
+    # Not 8 times as wide, as if it could stay away: Student's quantile of one such stranger is 4.3 for 2.0, and texts
+    # are never taken to be surer than on their own.
+    assert plain[1] - plain[0] < high - low < 5 * (plain[1] - plain[0])
+
+
+def _by_strata(scores: np.ndarray, labels: np.ndarray, groups: list[str]) -> tuple[float, float]:
+    """Limits by a plain bootstrap of persons, those of members, of others and of both apart."""
+    rng = np.random.default_rng(1)
+    rows: dict[str, list[int]] = {}
+    for row, person in enumerate(groups):
+        rows.setdefault(person, []).append(row)
+    kinds: dict[tuple[bool, ...], list[str]] = {}
+    for person, own in rows.items():
+        kinds.setdefault(tuple(sorted({bool(labels[row]) for row in own})), []).append(person)
+    assert len(kinds) == 3
+    drawn = []
+    for _ in range(600):
+        taken = [p for kind in kinds.values() for p in rng.choice(kind, len(kind)).tolist()]
+        whole = [row for person in taken for row in rows[person]]
+        drawn.append(roc_auc_score(labels[whole], scores[whole]))
+    value = roc_auc_score(labels, scores)
+    return value - 1.96 * float(np.std(drawn)), value + 1.96 * float(np.std(drawn))
+
+
 def test_tpr_at_fpr_keeps_ties_together() -> None:
     # Two non-members share the best member's score: at 10 % of 10, neither may be accused, so nobody at that score is.
     scores = [5.0, 4.0, 5.0, 5.0] + [0.0] * 8
