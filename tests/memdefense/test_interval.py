@@ -51,6 +51,11 @@ def test_wilson_refuses_what_is_no_proportion(successes: float, n: float) -> Non
         wilson(successes, n)
 
 
+def test_any_level_between_0_and_1_is_one() -> None:
+    low, high = wilson(3, 10, 0.05)
+    assert (low, high) == pytest.approx(tuple(stats.binomtest(3, 10).proportion_ci(0.05, method="wilson")))
+
+
 @pytest.mark.parametrize("level", [0.0, 1.0, 95.0, math.nan])
 def test_a_level_lies_between_0_and_1(level: float) -> None:
     with pytest.raises(DataError, match="confidence level"):
@@ -119,6 +124,7 @@ def test_cluster_correlation_is_that_of_person_totals() -> None:
     assert cluster_correlation(a, b, groups) == pytest.approx(np.corrcoef(totals_a, totals_b)[0, 1])
     assert cluster_correlation(a, a, groups) == pytest.approx(1.0)
     assert cluster_correlation(a, np.zeros(40), groups) == 0.0
+    assert cluster_correlation(a, -a, groups) == pytest.approx(-1.0)
 
 
 def donner_zou(a: Limits, b: Limits) -> tuple[float, float]:

@@ -57,6 +57,7 @@ def test_aurc_by_hand() -> None:
     assert aurc(POINTS) == pytest.approx(52.0)
     assert aurc(POINTS, 10.0) == pytest.approx(24.0)
     assert aurc(POINTS, 1.0) == 0.0
+    assert aurc([OperatingPoint(0.025, 50.0)], 0.05) == pytest.approx(25.0)
     assert aurc([OperatingPoint(-3.0, 50.0)]) == pytest.approx(50.0)
     assert aurc([]) == 0.0
 
@@ -129,6 +130,10 @@ def test_the_papers_figures_compare_like_checkpoints() -> None:
     found = aurc_paper({"arm": arm, "other": other}, base)
     assert found["arm"] == pytest.approx(57.5)
     assert found["other"] == pytest.approx(0.0)
+    near = [Checkpoint(0.05, 20.0), Checkpoint(0.4, 10.005)]
+    assert aurc_paper({"near": near}, base)["near"] == pytest.approx(50.0), "a range of 0.05 % is a range"
+    with pytest.raises(DataError, match="1 checkpoints against the baseline's 2"):
+        paper_points(arm[:1], base)
 
 
 def test_the_papers_figures_without_a_denominator() -> None:

@@ -186,6 +186,12 @@ def test_tpr_at_fpr_says_what_it_can_resolve() -> None:
     assert tpr_at_fpr(np.zeros(10_001), np.arange(10_001) == 0, 0.001).resolvable
 
 
+@pytest.mark.parametrize("fpr", [-0.01, 1.1, math.nan])
+def test_a_false_positive_rate_is_a_rate(fpr: float) -> None:
+    with pytest.raises(DataError, match="cannot be"):
+        tpr_at_fpr([1.0, 0.0], [True, False], fpr)
+
+
 def test_tpr_at_fpr_without_a_class_and_with_infinite_scores() -> None:
     lone = tpr_at_fpr([1.0], [True], 0.1)
     assert math.isnan(lone.tpr)

@@ -53,8 +53,9 @@ def test_rate_of_nothing_and_of_bad_hits() -> None:
     empty = rate([], [])
     assert math.isnan(empty.value)
     assert (empty.low, empty.high, empty.n, empty.events) == (0.0, 1.0, 0, 0)
-    with pytest.raises(DataError, match="1 of 2 hits"):
-        rate([2.0, 0.0], ["a", "b"])
+    for wrong in (2.0, 1.1, -0.1):
+        with pytest.raises(DataError, match="1 of 2 hits"):
+            rate([wrong, 0.0], ["a", "b"])
     with pytest.raises(DataError, match="1 of 2 hits"):
         rate([math.nan, 0.0], ["a", "b"])
     with pytest.raises(DataError, match="groups"):
@@ -149,6 +150,7 @@ def test_excess_terms_have_the_leakage_as_mean() -> None:
     hits, twin_hits, groups = clustered(rng, 0.5, 0.2, 0.0)
     assert excess_terms(hits, twin_hits).mean() == pytest.approx(paired_excess(hits, twin_hits, groups).value)
     assert excess_terms([1, 0, 0, 0], 0.2).tolist() == pytest.approx([1.0, -0.25, -0.25, -0.25])
+    assert excess_terms([1, 0], 0.95).tolist() == pytest.approx([1.0, -19.0])
     assert excess_terms([], []).shape == (0,)
     with pytest.raises(DataError, match="chance rate is 1"):
         excess_terms([1.0], 1.0)
