@@ -33,6 +33,8 @@ _LOOKS = (
     ("#56B4E9", "P"),
     ("#8C6D1F", "X"),
 )
+# Whose look it is wherever they have one of their own, so that figures of two folders can be laid side by side.
+_OWNERS = ("rmft", "dedup", "sani", "pme", "dp-sgd", "unlearn", "scrub")
 _OTHERS = ("#9A9A9A", ".")
 _UNDEFENDED = ("#000000", "x")
 _FARTHEST = 110.0  # percent; intervals of two runs may be endless
@@ -101,7 +103,10 @@ def looks_of(groups: Sequence[Sequence[Row]]) -> dict[str, Look]:
             if entry["aurc"]["value"] > 0:
                 label = entry["defense_label"]
                 best[label] = min(best.get(label, place), place)
-    own = dict(zip(sorted(best, key=lambda label: best[label]), _LOOKS, strict=False))
+    chosen = sorted(best, key=lambda label: best[label])[: len(_LOOKS)]
+    own = {label: look for label, look in zip(_OWNERS, _LOOKS, strict=True) if label in chosen}
+    free = [look for look in _LOOKS if look not in own.values()]
+    own |= dict(zip((label for label in chosen if label not in own), free, strict=False))
     labels = {entry["defense_label"] for group in groups for entry in group}
     return {**{label: own.get(label, _OTHERS) for label in labels}, "none": _UNDEFENDED}
 
@@ -157,11 +162,14 @@ def _points(axes: Axes, shown: Sequence[Row], looks: Mapping[str, Look]) -> None
 
 def _gains(axes: Axes, shown: Sequence[Row], looks: Mapping[str, Look]) -> None:
     arms = [entry for entry in shown if entry["defense_label"] != "none"]
-    limits = [_limits(entry["gain"]) for entry in arms]
+    limits = [limits_of(entry["gain"]) for entry in arms]
     axes.axvline(0.0, color="#000000", linewidth=0.8, linestyle="--")
     for row, (entry, (low, high)) in enumerate(zip(arms, limits, strict=True)):
         colour, marker = looks[entry["defense_label"]]
         axes.plot([low, high], [row, row], color=colour, linewidth=1.2, solid_capstyle="butt")
+        for end, arrow in ((low, "<"), (high, ">")):
+            if abs(end) >= _FARTHEST:  # it goes on
+                axes.plot([end], [row], color=colour, marker=arrow, markersize=4.0, linewidth=0.0)
         axes.plot([entry["gain"]["value"]], [row], color=colour, marker=marker, markersize=5.0, linewidth=0.0)
     axes.set_yticks(range(len(arms)), [entry["defense_label"] for entry in arms])
     axes.set_ylim(len(arms) - 0.4, -0.6)
@@ -175,11 +183,10 @@ def _drawable(entry: Row) -> bool:
     return bool(entry.get("resolvable")) and (entry.get("gain") or {}).get("value") is not None
 
 
-def _limits(gain: dict[str, float | None]) -> tuple[float, float]:
-    low, high = (gain["value"] if gain.get(side) is None else gain[side] for side in ("low", "high"))
-    assert low is not None  # drawable
-    assert high is not None
-    return max(low, -_FARTHEST), min(high, _FARTHEST)
+def limits_of(gain: Mapping[str, float | None]) -> tuple[float, float]:
+    """An interval as it is drawn: up to 110 points, at which an arrow says that it goes on; of no known end, too."""
+    low, high = gain.get("low"), gain.get("high")
+    return max(-_FARTHEST if low is None else low, -_FARTHEST), min(_FARTHEST if high is None else high, _FARTHEST)
 
 
 def _called(entry: Row) -> str:

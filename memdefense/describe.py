@@ -9,6 +9,7 @@ import math
 import re
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -185,6 +186,8 @@ def print_explanation(folder: Path, key: str | None) -> None:
         seed = f", seed {parts['seed']}" if "seed" in parts else ""
         table.add_row(event["what"], event["kind"], what + seed, event["key"][:12], why)
     console.print(table)
+    counts = Counter(str(event["what"]) for event in once.values())
+    console.print(", ".join(f"{number} {what}" for what, number in sorted(counts.items())), highlight=False)
 
 
 def prune_store(folder: Path, days: float, kind: str, really: bool) -> None:

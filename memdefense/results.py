@@ -21,6 +21,8 @@ from memdefense.score import Score, Scores
 
 SCHEMA = 1
 Row = dict[str, Any]
+# What a run writes, whole or half, which another process of it may be doing right now; and what a system hides.
+_OWN = ("results.jsonl", "outcomes", "config.json", ".")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +52,17 @@ class Writer:
         folder: made if missing; the last line of an interrupted run, if it is cut off, is removed.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: it cannot be written, or holds other files and no results.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / "results.jsonl"
+        there = folder.iterdir() if folder.is_dir() and not self._path.exists() else ()
+        if strange := sorted(path.name for path in there if not path.name.startswith(_OWN)):
+            raise DataError(
+                f"{folder} holds no results but other files ({strange[0]}); choose a folder of its own with -o"
+            )
         self._made = [each for each in (folder / "outcomes", folder, *folder.parents) if not each.exists()]
         with self._writing():
             (folder / "outcomes").mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from memdefense.errors import DataError, ModelError
 from memdefense.leaderboard.commands import leaderboard
-from memdefense.leaderboard.figure import draw, figure_of, looks_of
+from memdefense.leaderboard.figure import draw, figure_of, limits_of, looks_of
 from memdefense.results import Row
 
 PLACE = {
@@ -65,6 +65,10 @@ def test_points_front_and_intervals_are_those_of_the_rows() -> None:
     drawn = [points for _, points in lines(figure, 1)[1:]]
     assert drawn[:2] == [[(35.0, 0.0), (65.0, 0.0)], [(50.0, 0.0)]]
     assert drawn[2] == [(-110.0, 1.0), (110.0, 1.0)], "an interval that says nothing does not stretch the axis"
+    assert drawn[3:6] == [[(-110.0, 1.0)], [(110.0, 1.0)], [(5.0, 1.0)]], "an arrow at each end says that it goes on"
+    arrows = [line.get_marker() for line in right.get_lines() if line.get_marker() in ("<", ">")]
+    assert arrows == ["<", ">"], "and none at those of the others"
+    assert limits_of({"value": 3.0, "low": None, "high": 8.0}) == (-110.0, 8.0), "an end that is not known is far away"
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["rmft", "dedup", "none (early stopping)", "others", "front"]
 
@@ -78,6 +82,8 @@ def test_an_arm_looks_the_same_in_all_tables() -> None:
     both = looks_of([ROWS, other])
     assert both["rmft"] != both["dedup"]
     assert both["refuse"] not in (both["rmft"], both["dedup"], both["none"])
+    alone = looks_of([[entry("none", 1.0, (0.0, 0.0, 0.0)), entry("dedup", 3.0, (2.0, 1.0, 3.0))]])
+    assert alone["dedup"] == both["dedup"], "whatever stands beside it"
     many = [entry(f"arm{n}", 50.0 - n, (1.0, 0.0, 2.0)) for n in range(12)]
     looks = looks_of([many])
     assert len({looks[f"arm{n}"] for n in range(7)}) == 7

@@ -266,6 +266,7 @@ def test_whole_run_then_everything_that_reads_it(invoke: Invoke, tmp_path: Path)
     lines = [line.split()[:2] for line in invoke(["cache", "explain"]).out.splitlines() if line.strip()]
     assert ["reused", "fit"] in lines
     assert not any(line[0] == "made" for line in lines)
+    assert lines[-1] == [str(sum(line[0] == "reused" for line in lines)), "reused"]
 
     board = invoke(["leaderboard", "out"])
     assert board.code == 0

@@ -90,6 +90,20 @@ def test_output_below_a_file_is_an_error(tmp_path: Path) -> None:
         Writer(tmp_path / "file" / "out")
 
 
+def test_a_folder_of_other_files_is_left_alone(tmp_path: Path) -> None:
+    for name in ("outcomes", "config.json.123", ".hidden"):
+        (tmp_path / name).mkdir()
+    Writer(tmp_path).row(_row("a"))
+    (tmp_path / "notes.txt").write_text("mine")
+    Writer(tmp_path).row(_row("b"))
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("mine")
+    with pytest.raises(DataError, match=r"other files \(thesis\.tex\); choose a folder of its own"):
+        Writer(other)
+    assert [path.name for path in other.iterdir()] == ["thesis.tex"]
+
+
 def test_text_beside_the_rows_is_replaced_whole(tmp_path: Path) -> None:
     writer = Writer(tmp_path)
     writer.text("config.json", "one")
