@@ -1,16 +1,19 @@
-"""Shows how far a long run is: a bar for what takes over a second, silence where nobody watches."""
+"""Shows how far a long run is: a bar on a terminal, and in a log a line for each stage and each minute of one."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 from memdefense.bench import Progress
 
+_EVERY = 60.0  # seconds between lines of one stage
+
 
 @contextlib.contextmanager
 def watching() -> Iterator[Progress]:
-    """A callback for `run`, drawn on standard error; on a pipe, one line per stage."""
+    """A callback for `run`, drawn on standard error."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -24,13 +27,16 @@ def watching() -> Iterator[Progress]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        last = ""
+        last, told = "", 0.0
 
         def say(what: str, done: int, total: int) -> None:
-            nonlocal last
-            if what != last:
-                console.print(what, highlight=False, soft_wrap=True)
-                last = what
+            nonlocal last, told
+            now = time.monotonic()
+            if what == last and (not total or now - told < _EVERY):
+                return
+            counted = f": {done:,} of {total:,}" if what == last else ""
+            console.print(f"{what}{counted}", highlight=False, soft_wrap=True)
+            last, told = what, now
 
         yield say
         return
