@@ -62,6 +62,9 @@ def test_arms_far_apart_are_ranked_and_equal_ones_are_ties() -> None:
     assert versus["difference"] == -found["arm 0"].versus["arm 3"]["difference"] > 80
     assert versus["holm"] < 0.05 < found["arm 1"].versus["arm 2"]["holm"]
     assert versus["seeds"] == 5
+    other = found["arm 0"].versus["arm 3"]
+    assert 0 < versus["low"] < versus["difference"] < versus["high"]
+    assert (other["low"], other["high"]) == (-versus["high"], -versus["low"])
     assert of(np.random.default_rng(6), [0.1], 0.0)["arm 0"].rank == (1, 1)
 
 
