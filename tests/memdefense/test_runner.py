@@ -442,18 +442,24 @@ def test_what_was_reused_need_not_be_written_down(tmp_path: Path) -> None:
 
 
 def test_a_run_that_cannot_begin_leaves_no_folder(tmp_path: Path) -> None:
-    for place in ("runs/new", "kept"):
+    for place, said in (
+        ("runs/new", "nothing-here"),
+        ("empty", "nothing-here"),
+        ("kept", r"other files \(mine\.txt\)"),
+    ):
         out = tmp_path / place
-        if place == "kept":
+        if place != "runs/new":
             out.mkdir()
+        if place == "kept":
             (out / "mine.txt").write_text("keep me")
-        with pytest.raises(memdefense.MemdefenseError, match="nothing-here"):
+        with pytest.raises(memdefense.MemdefenseError, match=said):
             memdefense.run(
                 tiny_benchmark(), "rmft", "prefix", model="./nothing-here", store=str(tmp_path / "s"), output=str(out)
             )
-        assert out.exists() is (place == "kept")
+        assert out.exists() is (place != "runs/new")
     assert not (tmp_path / "runs").exists()
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["mine.txt"]
+    assert not any((tmp_path / "empty").iterdir())
 
 
 def test_transformers_does_not_warn_of_padding_that_is_none(tmp_path: Path) -> None:
