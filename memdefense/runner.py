@@ -146,10 +146,12 @@ def one_benchmark(given: Benchmark | str) -> Benchmark:
 
 
 def _one_detector(given: Detector | str) -> Detector:
-    named = registry.instances("detectors", given)
+    named = registry.instances("detectors", given) if isinstance(given, str) else [("", [given])]
     if len(named) != 1:
         raise SpecError(f"a run has one detector, not {len(named)}: {', '.join(label for label, _ in named) or 'none'}")
-    detector = cast(Detector, named[0][1][0])
+    detector = named[0][1][0]
+    if not isinstance(detector, Detector):
+        raise SpecError(f"detector is {given!r}; it takes a memdefense.Detector, or the spec of one, such as presidio")
     detector.ready()
     return detector
 

@@ -189,7 +189,14 @@ def test_a_run_reads_with_the_detector_and_says_so(tmp_path: Path) -> None:
 
 
 def test_one_detector_and_a_known_one() -> None:
-    for given, said in (("patterns,presidio", "one detector, not 2"), ("patern", "unknown detector 'patern'")):
+    for given, said in (
+        ("patterns,presidio", "one detector, not 2"),
+        ("", "one detector, not 0: none"),
+        ("patern", "unknown detector 'patern'"),
+        (3, "detector is 3; it takes a memdefense.Detector"),
+        (Presidio, "detector is <class"),
+        (memdefense.Defense(), "it takes a memdefense.Detector"),
+    ):
         with pytest.raises(MemdefenseError, match=said):
             memdefense.run(tiny_benchmark(), "none", "prefix", detector=given)
 
