@@ -7,9 +7,12 @@ import pytest
 from scipy import stats  # type: ignore[import-untyped, unused-ignore]
 
 from memdefense.attack import Term
-from memdefense.interval import Floats, design_effect, wilson
+from memdefense.interval import Floats, design_effect, few, wilson
 from memdefense.persons import (
     FEW,
+    MINUS,
+    PLUS,
+    WEIGHT,
     Column,
     independent_units,
     names_of,
@@ -105,3 +108,43 @@ def test_a_ratio_knows_that_both_are_of_the_same_persons() -> None:
     assert high - low < high_apart - low_apart
     _, wide_low, wide_high = person_ratio(half, whole, 0.95, twins=False, widened=2.0)
     assert wide_low < low < ratio < high < wide_high
+
+
+def test_a_mean_and_its_limits_do_not_depend_on_how_units_are_counted() -> None:
+    rng = np.random.default_rng(5)
+    rows = np.zeros((4, 50))
+    rows[PLUS] = rng.random(50) * (rng.random(50) < 0.5)
+    rows[MINUS] = rng.random(50) * (rng.random(50) < 0.2)
+    rows[WEIGHT] = rows[FEW] = 1.0 + rng.integers(0, 4, 50)
+    for twins in (False, True):
+        found = person_mean(rows / rows[WEIGHT].sum(), 0.95, twins=twins)
+        for scale in (1.0, 3.0, 1 / 300):
+            again = person_mean(scale * rows, 0.95, twins=twins)
+            assert (again.value, again.low, again.high) == pytest.approx((found.value, found.low, found.high))
+        taken = rows[MINUS].sum() if twins else 0.0
+        assert found.value == pytest.approx((rows[PLUS].sum() - taken) / rows[WEIGHT].sum())
+    assert independent_units(rows) == pytest.approx(independent_units(7.0 * rows))
+
+
+def test_limits_of_a_mean_over_many_persons_are_those_of_their_differences() -> None:
+    rng = np.random.default_rng(6)
+    shared = rng.random(4000)
+    rows = np.ones((4, 4000))
+    rows[PLUS] = (rng.random(4000) < shared).astype(float)
+    rows[MINUS] = np.where(rng.random(4000) < 0.6, rows[PLUS], rng.random(4000) < 0.3)
+    found = person_mean(rows, 0.95, twins=True)
+    half = 1.96 * np.std(rows[PLUS] - rows[MINUS], ddof=1) / np.sqrt(4000)
+    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.01)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.05, 0.5, 0.97])
+def test_independent_units_of_persons_with_one_unit_are_the_persons(rate: float) -> None:
+    rows = np.ones((4, 400))
+    rows[PLUS] = np.arange(400) < rate * 400
+    assert independent_units(rows) == pytest.approx(399)
+    # All three texts of a person or none: as many independent units as persons, whatever the rate.
+    rows *= 3.0
+    found = person_mean(rows, 0.95, twins=False)
+    assert (found.low, found.high) == pytest.approx(wilson(rate * 399, 399, few(rows[FEW], 0.95)))
+    rows[PLUS] = 0.0
+    assert independent_units(rows) == 400
