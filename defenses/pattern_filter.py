@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -81,7 +82,7 @@ class PatternFilter(Defense):
 
     def guard(self, target: Target, documents: Documents, lab: Lab) -> Target:
         seed = int(lab.rng("resample").bit_generator.random_raw()) >> 2
-        text = _Filter(self, lab.find, seed)
+        text = _Filter(self, functools.partial(lab.find, kinds=self.kinds), seed)
         clean = [document.text for document in lab.public[:_CLEAN] if len(document.text) > 1]
         halves = [(text[: len(text) // 2], text[len(text) // 2 :][:_LENGTH]) for text in clean]
         lab.note(clean_texts=len(halves))
@@ -131,8 +132,7 @@ class _Filter:
         spans = []
         for whole, before in ((prompt + text, len(prompt)), (text, 0)):
             for hit in self.find(whole):
-                asked = not self.rule.kinds or hit.kind in self.rule.kinds
-                if asked and (hit.kind, hit.canonical) not in known and hit.end > before:
+                if (hit.kind, hit.canonical) not in known and hit.end > before:
                     spans.append((max(0, hit.start - before), hit.end - before, hit.kind))
         apart: list[tuple[int, int, str]] = []
         for start, end, kind in sorted(spans, key=lambda span: (span[0], -span[1])):

@@ -76,7 +76,8 @@ def attack_model(
             "attacks": [attack.spec for attack in played],
             "reference": nameplate(reference),
         }
-        writer.text("config.json", json.dumps({**named, "settings": settings.told()}, indent=1))
+        told = {**settings.told(), "detector": work.bench.detector_name}
+        writer.text("config.json", json.dumps({**named, "settings": told}, indent=1))
     rows = []
     for seed in settings.seeds:
         defended = Defended(

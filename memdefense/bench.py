@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -58,11 +59,12 @@ class Bench:
     detector: Detector = dataclasses.field(default_factory=Detector)
     found: dict[str, list[pii.Pii]] = dataclasses.field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def detector_name(self) -> str:
         """The detector's spec, without the folders of this machine."""
         return nameplate(self.detector.spec, *self.detector.fields.values())
 
+    @functools.cached_property
     def detector_identity(self) -> list[str]:
         """What tells one detector from another: its spec, its code, and what its fields only name."""
         return [self.detector_name, code_of(self.detector), self.detector.outside()]

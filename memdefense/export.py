@@ -40,7 +40,7 @@ def export(
     point: str = "",
     whole: bool = False,
     progress: Progress | None = None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Writes one operating point of a defense into a new folder, which holds private text and is the owner's alone.
 
     ``model`` is the model with its tokenizer, ``text.jsonl`` what it was trained on after the defense (of a defense
@@ -77,7 +77,7 @@ def export(
         return defended, chosen, chosen.artifact.file(chosen.folder)
 
     defended, chosen, weights = retried(work.bench, made)
-    facts: dict[str, object] = {
+    facts: dict[str, Any] = {
         "benchmark": benchmark.spec,
         "base": work.base.origin or f"{benchmark.name} default",
         "defense": defense.spec,
@@ -163,10 +163,10 @@ def one_defense(spec: str) -> Defense:
 
 def _whole_spec(plugin: Plugin) -> str:
     """A spec that stands for one point: of a grid's default, whose own spec is the bare name, a field is spelt out."""
-    if ":" in plugin.spec or not dataclasses.fields(plugin):  # type: ignore[arg-type]
+    if ":" in plugin.spec or not plugin.fields:
         return plugin.spec
-    field = dataclasses.fields(plugin)[0]  # type: ignore[arg-type]
-    return f"{plugin.spec}:{field.name.replace('_', '-')}={spell(getattr(plugin, field.name))}"
+    name, value = next(iter(plugin.fields.items()))
+    return f"{plugin.spec}:{name.replace('_', '-')}={spell(value)}"
 
 
 def _point(defended: Defended, label: str) -> StoredPoint:

@@ -273,7 +273,7 @@ def _described(plan: Plan, settings: Settings, work: Work) -> dict[str, object]:
         "benchmark": work.names[0],
         "defenses": {label: [spec.spec for spec in specs] for label, specs in plan.arms.items()},
         "attacks": [attack.spec for attack in plan.attacks],
-        "settings": settings.told(),
+        "settings": {**settings.told(), "detector": work.bench.detector_name},
         "training": dataclasses.asdict(work.config),
         "corpus": {
             "digest": work.corpus_digest,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -54,12 +53,10 @@ class Settings:
     baselines: str = "never-trained,refuse"
 
     def told(self) -> dict[str, object]:
-        """What a results folder says of them: all but the folders of this machine."""
-        own = {name: value for name, value in dataclasses.asdict(self).items() if name not in ("store", "output")}
-        detector = self.detector if isinstance(self.detector, str) else self.detector.spec
-        detector = nameplate(detector, *re.split("[=,]", detector))
-        named = {"model": nameplate(self.model), "general_text": nameplate(self.general_text), "detector": detector}
-        return {**own, **named}
+        """What a results folder says of them: all but the folders of this machine, and the detector (see `Bench`)."""
+        left = ("store", "output", "detector")
+        own = {name: value for name, value in dataclasses.asdict(self).items() if name not in left}
+        return {**own, "model": nameplate(self.model), "general_text": nameplate(self.general_text)}
 
 
 def nameplate(name: str, *fields: object) -> str:

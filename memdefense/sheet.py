@@ -222,7 +222,7 @@ class Sheet:
                 "utilities": [code_of(utility) for utility in self._utilities],
                 "config": dataclasses.asdict(work.config),
                 "corpus": work.corpus_digest,
-                "detector": work.bench.detector_identity(),
+                "detector": work.bench.detector_identity,
                 "settings": [self._settings.detector_recall, self._settings.edit_all, self._settings.limit],
                 "seed": seed,
                 "point": point,

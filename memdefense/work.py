@@ -104,7 +104,7 @@ class Work:
             "core": code_of("memdefense.lab"),
             "seed": seed,
             "recall": self.bench.detector_recall,
-            "detector": self.bench.detector_identity(),
+            "detector": self.bench.detector_identity,
             "base": self.base_digest,
             "public": self.public_digest,
             **self.bench.surroundings(),

@@ -18,11 +18,11 @@ from memdefense.bench import Bench
 from memdefense.cli import cli
 from memdefense.detector import Detector, joined
 from memdefense.errors import MemdefenseError, ModelError, PluginError, SpecError
+from memdefense.export import one_defense
 from memdefense.lab import Lab
 from memdefense.pii import Pii
 from memdefense.presidio import Presidio
 from memdefense.results import Row
-from memdefense.settings import Settings
 from memdefense.store import Store
 from memdefense.testing import check_detector, tiny_benchmark
 from memdefense.train import TrainConfig
@@ -179,8 +179,7 @@ def test_a_run_reads_with_the_detector_and_says_so(tmp_path: Path) -> None:
     again, same = rows(Names(first=("the", "to", "a")))
     assert {row["detector"]["name"] for row in plain} == {"patterns"}
     assert {row["detector_spec"] for row in named} == {"first-names:first=the|to|a"}
-    assert settings["detector"] == f"{__name__}:Names:first=the|to|a"
-    assert same["detector"] == "first-names:first=the|to|a"
+    assert settings["detector"] == same["detector"] == "first-names:first=the|to|a"
     assert min(row["notes"]["replaced"] for row in named) > max(row["notes"]["replaced"] for row in plain)
     assert not {row["recipe"] for row in named} & {row["recipe"] for row in plain}
     assert [(r["recipe"], r["key"], r["leakage"]) for r in again] == [
@@ -256,9 +255,9 @@ def test_presidio_adds_to_the_patterns() -> None:
 def test_scrub_with_presidio_masks_names(tmp_path: Path) -> None:
     lab = _lab(tmp_path / "store", Presidio("small_model"))
     documents = [memdefense.Document("a", "Ask Ann  Lee <Ann@fenwick.com>, a Danish clerk.")]
-    (masked,) = registry.build("defenses", "scrub")[0].curate(documents, lab)  # type: ignore[attr-defined]
+    (masked,) = one_defense("scrub").curate(documents, lab)
     assert masked.text == "Ask <PERSON> <<EMAIL>>, a <GROUP> clerk."
-    (other,) = registry.build("defenses", "scrub:method=pseudonymise,kinds=person")[0].curate(documents, lab)  # type: ignore[attr-defined]
+    (other,) = one_defense("scrub:method=pseudonymise,kinds=person").curate(documents, lab)
     assert re.fullmatch(r"Ask [A-Z][a-z]+  [A-Z][a-z]+ <Ann@fenwick\.com>, a Danish clerk\.", other.text)
     assert "Ann  Lee" not in other.text
 
@@ -299,9 +298,6 @@ def test_a_pipeline_in_a_folder_is_known_by_its_content(tmp_path: Path) -> None:
         (folder / "config.cfg").write_text(content)
         bench = Bench(Store(tmp_path / "store"), detector=Presidio(str(folder)))
         bench.detector.ready()
-        names.append(bench.detector_identity())
-        assert Settings(detector=f"presidio:model={folder},score=0.5").told()["detector"] == (
-            "presidio:model=own_pipeline,score=0.5"
-        )
+        names.append(bench.detector_identity)
     assert names[0] == names[1] != names[2]
     assert names[0][0] == "presidio:model=own_pipeline"

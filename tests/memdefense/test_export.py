@@ -114,7 +114,7 @@ def test_rows_of_ones_own_data_can_be_found_again(tiny_lm: LM, tmp_path: Path) -
         assert line["text"] == rows[int(line["source"])]["text"]
     assert [line["source"] for line in lines["text"]] == [line["source"] for line in lines["train"]]
     assert len(lines["train"]) + len(lines["held_out"]) == 39
-    assert facts["counts"]["empty"] == 1  # type: ignore[index]
+    assert facts["counts"]["empty"] == 1
     assert "1 without text" in told(facts)[0]
 
 

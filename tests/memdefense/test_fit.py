@@ -320,7 +320,7 @@ def test_several_processes_are_refused(tiny_lm: LM, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize(("schedule", "warmup"), [("linear", 2), ("cosine", 2), ("constant", 2), ("linear", 500)])
-def test_schedules(tiny_lm: LM, tmp_path: Path, schedule: str, warmup: int) -> None:
+def test_schedules(tiny_lm: LM, tmp_path: Path, schedule: Literal["linear", "cosine", "constant"], warmup: int) -> None:
     rates: list[float] = []
 
     class Watched(FitTrainer):
@@ -332,7 +332,7 @@ def test_schedules(tiny_lm: LM, tmp_path: Path, schedule: str, warmup: int) -> N
             return super().training_step(model, inputs, num_items_in_batch)
 
     # Of ten steps two are a fifth, and no longer warm-up is kept.
-    config = dataclasses.replace(CONFIG, schedule=schedule, warmup_steps=warmup, checkpoints=1)  # type: ignore[arg-type]
+    config = dataclasses.replace(CONFIG, schedule=schedule, warmup_steps=warmup, checkpoints=1)
     fit(tiny_lm, documents(), tmp_path, config=config, seed=0, trainer=Watched)
     left = [step / 8 for step in range(8)]
     after = {
